@@ -1,0 +1,5 @@
+//! `xenvirt._native`: the core of xenvirt for Python. No logic stands here.
+
+/// The module, as Python sees it.
+#[pyo3::pymodule]
+mod _native {}
