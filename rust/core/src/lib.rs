@@ -5,4 +5,5 @@
 //! immutable snapshot ([`memory::GuestMemory`], the ring addresses), and the data path takes the new
 //! snapshot up between two requests.
 
+pub mod event_loop;
 pub mod memory;

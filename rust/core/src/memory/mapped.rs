@@ -96,8 +96,11 @@ impl MappedMemory {
             )
         }
         .map_err(|errno| MapError::Refused { len, offset, errno })?;
-        let mapping = NonNull::new(mapping.cast::<u8>())
-            .ok_or(MapError::Refused { len, offset, errno: Errno::FAULT })?;
+        let mapping = NonNull::new(mapping.cast::<u8>()).ok_or(MapError::Refused {
+            len,
+            offset,
+            errno: Errno::FAULT,
+        })?;
         Ok(Self { mapping, mapped_len, delta, len: length, writable })
     }
 }
