@@ -4,7 +4,6 @@ import inspect
 import pickle
 
 import pytest
-
 from xenvirt import errors
 from xenvirt.errors import XenvirtError
 

@@ -1,0 +1,47 @@
+"""What takes long to make is made once and kept outside the tree; its name changes with what it is made from."""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def cache() -> Path:
+    """The folder of everything kept: $XENVIRT_CACHE, or xenvirt below $XDG_CACHE_HOME or ~/.cache."""
+    if chosen := os.environ.get("XENVIRT_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xenvirt"
+
+
+def kept(name: str, *inputs: object) -> Path:
+    """Where the thing of this name, made from these inputs, stands once it is made."""
+    digest = hashlib.sha256(repr(inputs).encode()).hexdigest()[:12]
+    return cache() / f"{name}-{digest}"
+
+
+def make(target: Path, build: Callable[[Path], None]) -> Path:
+    """Unless `target` is there, has `build` fill a temporary folder that becomes `target` once it is whole."""
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    half_made = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        build(half_made)
+        half_made.chmod(0o755)
+        half_made.rename(target)
+    finally:
+        shutil.rmtree(half_made, ignore_errors=True)
+    return target
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Holds off every other process that prepares peers in the same cache."""
+    cache().mkdir(parents=True, exist_ok=True)
+    with (cache() / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,55 @@
+"""rust-vmm's daemons, built from the crate registry in pinned versions with their own lock files."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .cache import cache, kept, make
+
+
+@dataclass(frozen=True)
+class Crate:
+    """One daemon: a crate, its version, and what else `cargo install` is told."""
+
+    name: str
+    version: str
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def program(self) -> Path:
+        """The daemon's file, there once `build_all` has made it."""
+        return kept(f"{self.name}-{self.version}", self.arguments) / "bin" / self.name
+
+    def build(self, shared: Path) -> None:
+        """Builds it, unless that was done before; `shared` is a target folder for many crates."""
+
+        def install(root: Path) -> None:
+            wanted = ["--version", f"={self.version}", "--locked", *self.arguments, self.name]
+            # Nobody measures these, so they may be built the quick way.
+            profile = {"OPT_LEVEL": "1", "LTO": "off", "CODEGEN_UNITS": "16", "DEBUG": "false"}
+            settings = {f"CARGO_PROFILE_RELEASE_{key}": value for key, value in profile.items()}
+            subprocess.run(
+                ["cargo", "install", "-q", "--root", root, *wanted],
+                check=True,
+                env={**os.environ, **settings, "CARGO_TARGET_DIR": str(shared)},
+            )
+
+        make(self.program.parent.parent, install)
+
+
+RNG = Crate("vhost-device-rng", "0.1.0")
+
+CRATES = (RNG,)
+
+
+def build_all(crates: Iterable[Crate] = CRATES) -> None:
+    """Builds those that are not there yet."""
+    shared = cache() / ".crates-target"
+    for crate in crates:
+        if not crate.program.exists():
+            print(f"building {crate.name} {crate.version} {' '.join(crate.arguments)}", flush=True)
+            crate.build(shared)
+    shutil.rmtree(shared, ignore_errors=True)

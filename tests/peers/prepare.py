@@ -1,0 +1,50 @@
+"""Installs and builds the peers: `python -m tests.peers.prepare`, as `scripts/test` does. Quick when all is there."""
+
+import os
+import subprocess
+
+from . import crates, kernels
+from .cache import cache, one_at_a_time
+
+PACKAGES = (
+    "busybox-static",
+    "e2fsprogs",
+    "linux-libc-dev",
+    "qemu-system-common",
+    "qemu-system-x86",
+    "user-mode-linux",
+)
+
+
+def apt_get(*words: str) -> None:
+    """Runs apt-get as root, without questions."""
+    sudo = [] if os.geteuid() == 0 else ["sudo"]
+    options = ["-qq", "-o", "DPkg::Lock::Timeout=600"]
+    command = [*sudo, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", *options, *words]
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+
+
+def installed(package: str) -> bool:
+    """Whether Debian's package manager says so."""
+    query = ["dpkg-query", "-W", "-f", "${db:Status-Status}", package]
+    return subprocess.run(query, capture_output=True, text=True, check=False).stdout == "installed"
+
+
+def main() -> None:
+    """Everything that tests/peers needs and that is not there yet."""
+    with one_at_a_time():
+        missing = [package for package in PACKAGES if not installed(package)]
+        if missing or kernels.debian() is None:
+            apt_get("update")
+        if missing:
+            print("installing", *missing, flush=True)
+            apt_get("install", "-y", "--no-install-recommends", *missing)
+        if kernels.debian() is None:
+            print("unpacking Debian's kernel", flush=True)
+            kernels.fetch_debian()
+        crates.build_all()
+    print(f"the peers are in {cache()}")
+
+
+if __name__ == "__main__":
+    main()
