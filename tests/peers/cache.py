@@ -1,4 +1,4 @@
-"""What takes long to make is made once and kept outside the tree; its name changes with what it is made from."""
+"""What takes long to make is kept outside the tree, under a name that changes with what it is made from."""
 
 import fcntl
 import hashlib
@@ -24,7 +24,7 @@ def kept(name: str, *inputs: object) -> Path:
 
 
 def make(target: Path, build: Callable[[Path], None]) -> Path:
-    """Unless `target` is there, has `build` fill a temporary folder that becomes `target` once it is whole."""
+    """Unless `target` is there: `build` fills a temporary folder, which becomes `target` once it is whole."""
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -120,7 +120,7 @@ class Running:
 class Guest(ABC):
     """A guest to start: what stands in its initramfs, and its devices.
 
-    `modules` are named without `.ko` and bring what they need; `programs` are the host's, with their libraries.
+    `modules` (no `.ko`) bring what they need; `programs` are the host's, with their libraries.
     """
 
     kernel: Kernel
@@ -194,7 +194,7 @@ class QemuGuest(Guest):
     """A guest of QEMU without KVM; QEMU is the vhost-user frontend."""
 
     devices: Sequence[tuple[Path, str]] = ()
-    """Socket of each device, and its `-device` without chardev: `(path, "vhost-user-blk-pci,num-queues=2")`."""
+    """Socket and `-device` (without chardev) of each: `(path, "vhost-user-blk-pci,num-queues=2")`."""
     vcpus: int = 2
     hugepages: bool = False
     """The guest's memory is of 2 MiB pages; who asks has reserved them."""

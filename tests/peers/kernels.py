@@ -1,4 +1,4 @@
-"""The guests' kernels: Debian's for QEMU, unpacked but not installed, and the one of the package user-mode-linux."""
+"""The guests' kernels: Debian's for QEMU, unpacked but not installed, and the one of user-mode-linux."""
 
 import re
 import subprocess
@@ -69,7 +69,7 @@ class Kernel:
         path = self._files.get(name)
         if path is None:
             raise FileNotFoundError(f"{self.modules} has no module {name}")
-        # .modinfo holds NUL-terminated "key=value"; an unpacked package has no modules.dep, depmod writes that later.
+        # From .modinfo, NUL-terminated "key=value": modules.dep is only written when a package is installed.
         needs = re.search(rb"\0depends=([^\0]*)\0", path.read_bytes())
         for need in needs[1].decode().split(",") if needs else []:
             if need:

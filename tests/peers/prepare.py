@@ -1,4 +1,4 @@
-"""Installs and builds the peers: `python -m tests.peers.prepare`, as `scripts/test` does. Quick when all is there."""
+"""Installs and builds the peers, as `scripts/test` asks for; quick when all is there."""
 
 import os
 import subprocess
