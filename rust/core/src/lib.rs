@@ -7,3 +7,4 @@
 
 pub mod event_loop;
 pub mod memory;
+pub mod vhost_user;
