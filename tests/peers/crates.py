@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +42,22 @@ class Crate:
 
 
 RNG = Crate("vhost-device-rng", "0.1.0")
+I2C = Crate("vhost-device-i2c", "0.1.0")
+SCSI = Crate("vhost-device-scsi", "0.1.0")
+CAN = Crate("vhost-device-can", "0.1.0")
+SPI = Crate("vhost-device-spi", "0.1.0")
+CONSOLE = Crate("vhost-device-console", "0.1.0")
+INPUT = Crate("vhost-device-input", "0.1.0")
+VSOCK = Crate("vhost-device-vsock", "0.3.0")
+SOUND = Crate("vhost-device-sound", "0.3.0", ("--no-default-features",))
+"""Without ALSA and PipeWire: its null backend is always there."""
 
-CRATES = (RNG,)
+# rust-vmm decides between Xen and the rest when it is compiled, so these are other programs.
+RNG_XEN = Crate("vhost-device-rng", "0.1.0", ("--features=xen",))
+CONSOLE_XEN = Crate("vhost-device-console", "0.1.0", ("--features=xen",))
+VSOCK_XEN = Crate("vhost-device-vsock", "0.3.0", ("--features=xen",))
+
+CRATES = (RNG, I2C, SCSI, CAN, SPI, CONSOLE, INPUT, VSOCK, SOUND, RNG_XEN, CONSOLE_XEN, VSOCK_XEN)
 
 
 def build_all(crates: Iterable[Crate] = CRATES) -> None:
@@ -50,6 +65,8 @@ def build_all(crates: Iterable[Crate] = CRATES) -> None:
     shared = cache() / ".crates-target"
     for crate in crates:
         if not crate.program.exists():
-            print(f"building {crate.name} {crate.version} {' '.join(crate.arguments)}", flush=True)
+            start = time.monotonic()
+            print(f"building {crate.name} {crate.version} {' '.join(crate.arguments)}", end=": ", flush=True)
             crate.build(shared)
+            print(f"{time.monotonic() - start:.0f} s", flush=True)
     shutil.rmtree(shared, ignore_errors=True)

@@ -50,8 +50,8 @@ class Archive:
         self._entry(path, 0o100755 if executable else 0o100644, content)
 
     def program(self, path: Path) -> None:
-        """Adds a program of this host at its own path, with its interpreter and libraries."""
-        self.file(str(path), path.read_bytes(), executable=True)
+        """Adds a program of this host as /programs/NAME, with its interpreter and libraries."""
+        self.file(f"/programs/{path.name}", path.read_bytes(), executable=True)
         listed = subprocess.run(["ldd", path], capture_output=True, text=True, check=False).stdout
         for library in re.findall(r"(/\S+) \(0x", listed):
             self.file(library, Path(library).read_bytes(), executable=True)
@@ -96,7 +96,8 @@ def build(
 ) -> bytes:
     """The archive of a guest that loads `modules` in their order and runs `script` (busybox sh, `set -e`).
 
-    The script can say `result KEY WORDS...` and `await PATH`.
+    The script can say `result KEY WORDS...` and `await PATH`. Programs are called by path, `/programs/mke2fs`:
+    busybox prefers its own.
     """
     archive = Archive()
     for folder in ("proc", "sys", "dev", "tmp", "mnt"):
