@@ -96,8 +96,8 @@ def build(
 ) -> bytes:
     """The archive of a guest that loads `modules` in their order and runs `script` (busybox sh, `set -e`).
 
-    The script can say `result KEY WORDS...` and `await PATH`. Programs are called by path, `/programs/mke2fs`:
-    busybox prefers its own.
+    The script can say `result KEY WORDS...` and `await PATH`. It calls programs by path, `/programs/mke2fs`,
+    because busybox prefers its own.
     """
     archive = Archive()
     for folder in ("proc", "sys", "dev", "tmp", "mnt"):

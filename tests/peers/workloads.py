@@ -29,13 +29,13 @@ result size $(stat -c %s /mnt/data)
 result read $(sha256sum /mnt/data | cut -d ' ' -f 1)
 umount /mnt
 """
-"""Makes ext4 on the disk and writes 64 MiB of random bytes; wants the program mke2fs and `FILESYSTEM_MODULES`."""
+"""Makes ext4 and writes 64 MiB of random bytes there; wants the program mke2fs and `FILESYSTEM_MODULES`."""
 
 FILESYSTEM_MODULES = ("virtio_blk", "ext4", "crc32c_generic")
 
 
 def check_filesystem(outcome: Outcome, image: Path) -> None:
-    """Asserts that what `FILESYSTEM` wrote is in the image: the same bytes, in a file system without a fault."""
+    """Asserts that the image has what `FILESYSTEM` wrote: the same bytes, the file system without a fault."""
     assert int(outcome.one("size")) == 64 * MiB
     assert outcome.one("read") == outcome.one("written")
     check = subprocess.run(
@@ -43,6 +43,6 @@ def check_filesystem(outcome: Outcome, image: Path) -> None:
     )
     assert check.returncode == 0, check.stdout + check.stderr
     copy = image.with_suffix(".data")
-    dump = [find_program("debugfs"), "-R", f"dump /data {copy}", image]
+    dump = [str(find_program("debugfs")), "-R", f"dump /data {copy}", str(image)]
     subprocess.run(dump, check=True, capture_output=True)
     assert hashlib.sha256(copy.read_bytes()).hexdigest() == outcome.one("written")
