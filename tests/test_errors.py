@@ -4,6 +4,7 @@ import inspect
 import pickle
 
 import pytest
+
 from xenvirt import errors
 from xenvirt.errors import XenvirtError
 
