@@ -7,4 +7,5 @@
 
 pub mod event_loop;
 pub mod memory;
+pub mod ring;
 pub mod vhost_user;

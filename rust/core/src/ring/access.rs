@@ -1,0 +1,85 @@
+//! Loads and stores on ring memory, which a guest writes at the same time.
+//!
+//! # Safety
+//! Each function takes a raw pointer to memory that is mapped, of the size of the value, and aligned for
+//! it where it says so. Nothing is assumed of the bytes: any pattern is a value of these types. The two
+//! index words and the event words are atomic cells, the one exception to "no reference into guest
+//! memory": a `&AtomicU16` promises nothing about who else writes.
+#![allow(unsafe_code)]
+
+use std::sync::atomic::{AtomicU16, Ordering};
+
+/// A descriptor, as read (virtio 1.3, 2.7.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Descriptor {
+    pub address: u64,
+    pub len: u32,
+    pub flags: u16,
+    pub next: u16,
+}
+
+impl Descriptor {
+    pub(super) const SIZE: usize = 16;
+
+    #[inline(always)]
+    fn from_words(first: u64, second: u64) -> Self {
+        let (first, second) = (u64::from_le(first), u64::from_le(second));
+        Self { address: first, len: second as u32, flags: (second >> 32) as u16, next: (second >> 48) as u16 }
+    }
+}
+
+/// Reads a descriptor once.
+///
+/// # Safety
+/// 16 mapped bytes at `at`, at any alignment (an indirect table has none that it must keep).
+#[inline(always)]
+pub(super) unsafe fn load_descriptor(at: *const u8) -> Descriptor {
+    if (at as usize).is_multiple_of(align_of::<u64>()) {
+        let words = at.cast::<u64>();
+        // SAFETY: mapped (the caller's promise), aligned (asked above).
+        unsafe { Descriptor::from_words(words.read_volatile(), words.add(1).read_volatile()) }
+    } else {
+        let mut bytes = [0u8; Descriptor::SIZE];
+        for (index, byte) in bytes.iter_mut().enumerate() {
+            // SAFETY: index < 16.
+            *byte = unsafe { at.add(index).read_volatile() };
+        }
+        let (first, second) = bytes.split_at(8);
+        let word = |half: &[u8]| half.iter().rev().fold(0u64, |word, &byte| word << 8 | u64::from(byte));
+        Descriptor::from_words(word(first).to_le(), word(second).to_le())
+    }
+}
+
+/// Loads a 16-bit word.
+///
+/// # Safety
+/// Two mapped bytes at `at`, aligned to 2.
+#[inline(always)]
+pub(super) unsafe fn load_u16(at: *const u8, order: Ordering) -> u16 {
+    // SAFETY: the caller's promise; see the module's words about atomic cells.
+    u16::from_le(unsafe { AtomicU16::from_ptr(at.cast_mut().cast()) }.load(order))
+}
+
+/// Stores a 16-bit word.
+///
+/// # Safety
+/// Two mapped, writable bytes at `at`, aligned to 2.
+#[inline(always)]
+pub(super) unsafe fn store_u16(at: *mut u8, value: u16, order: Ordering) {
+    // SAFETY: the caller's promise; see the module's words about atomic cells.
+    unsafe { AtomicU16::from_ptr(at.cast()) }.store(value.to_le(), order);
+}
+
+/// Writes an entry of the used ring (virtio 1.3, 2.7.8).
+///
+/// # Safety
+/// Eight mapped, writable bytes at `at`, aligned to 4.
+#[inline(always)]
+pub(super) unsafe fn store_used(at: *mut u8, id: u32, len: u32) {
+    let words = at.cast::<u32>();
+    // SAFETY: the caller's promise.
+    unsafe {
+        words.write_volatile(id.to_le());
+        words.add(1).write_volatile(len.to_le());
+    }
+}

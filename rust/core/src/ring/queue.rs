@@ -1,0 +1,428 @@
+//! A virtqueue, shared: by the threads that take chains and those that complete them, and by the
+//! control plane that starts and stops it.
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+};
+
+use super::{
+    Ring, RingConfig, SplitRing,
+    chain::{Chain, QueueChain, Segment},
+    error::{ChainError, RingError},
+};
+use crate::{event_loop::signal, memory::GuestMemory};
+
+/// How many lists of segments are kept for the next chains.
+const SPARE: usize = 64;
+
+/// What a queue does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum QueueState {
+    /// No ring: nothing comes out of it.
+    Stopped,
+    /// It has a ring.
+    Running,
+    /// The driver broke a rule (or the device failed): nothing comes out of it until it is stopped.
+    Failed(RingError),
+}
+
+/// What happened on a queue since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueCounters {
+    /// Notifications by the driver.
+    pub kicks: u64,
+    /// Chains completed.
+    pub chains: u64,
+    /// Device-readable bytes that completed chains were read for.
+    pub bytes_read: u64,
+    /// Used lengths of completed chains.
+    pub bytes_written: u64,
+    /// Notifications of the driver.
+    pub calls: u64,
+    /// Rules broken.
+    pub errors: u64,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    ring: Option<Ring>,
+    failed: Option<RingError>,
+    paused: bool,
+    call: Option<OwnedFd>,
+    err: Option<OwnedFd>,
+    counters: QueueCounters,
+    spare: Vec<Vec<Segment>>,
+}
+
+impl Inner {
+    /// The ring, when chains may be taken from it.
+    fn running(&mut self) -> Result<Option<&mut SplitRing>, RingError> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        match &mut self.ring {
+            Some(Ring::Split(ring)) if !self.paused => Ok(Some(ring)),
+            _ => Ok(None),
+        }
+    }
+
+    fn split(&mut self) -> Option<&mut SplitRing> {
+        self.ring.as_mut().map(|Ring::Split(ring)| ring)
+    }
+
+    fn call(&mut self) {
+        self.counters.calls += 1;
+        if let Some(call) = &self.call {
+            signal(call.as_fd());
+        }
+    }
+
+    /// Puts the queue in its error state, once.
+    fn fail(&mut self, error: RingError) -> RingError {
+        if self.failed.is_none() {
+            self.failed = Some(error.clone());
+            self.counters.errors += 1;
+            if let Some(err) = &self.err {
+                signal(err.as_fd());
+            }
+        }
+        error
+    }
+}
+
+/// One virtqueue of a device. All methods may be called from any thread.
+#[derive(Debug)]
+pub struct VirtQueue {
+    index: u16,
+    max_size: u16,
+    inner: Mutex<Inner>,
+    /// Grows with every start and stop. Who copies from or to a chain holds it for reading, so that a
+    /// stop waits for the copy, and none begins after it. Taken after `inner`, never before.
+    generation: RwLock<u64>,
+}
+
+impl VirtQueue {
+    /// A stopped queue, of at most `max_size` descriptors.
+    pub fn new(index: u16, max_size: u16) -> Self {
+        Self { index, max_size, inner: Mutex::default(), generation: RwLock::new(0) }
+    }
+
+    /// Nothing that runs under the lock panics; if it does, the data is still whole.
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Which queue of its device it is.
+    pub fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// The most descriptors that its ring may have.
+    pub fn max_size(&self) -> u16 {
+        self.max_size
+    }
+
+    /// Descriptors of its ring; of the largest that it may have, while there is none.
+    pub fn size(&self) -> u16 {
+        match &self.lock().ring {
+            Some(Ring::Split(ring)) => ring.size(),
+            None => self.max_size,
+        }
+    }
+
+    /// Checks the ring and starts it. Chains of an earlier ring become stale.
+    pub fn start(&self, config: &RingConfig, memory: &GuestMemory) -> Result<(), RingError> {
+        let mut inner = self.lock();
+        if config.size > self.max_size {
+            let error = RingError::QueueSize { size: config.size.into(), max: self.max_size };
+            return Err(inner.fail(error));
+        }
+        let ring = config.activate(memory).map_err(|error| inner.fail(error))?;
+        self.advance();
+        let Ring::Split(split) = &ring;
+        let resumed = split.resumed();
+        inner.ring = Some(ring);
+        inner.failed = None;
+        inner.paused = false;
+        if resumed {
+            // Whoever served the ring before may have died between the used index and the call.
+            inner.call();
+        }
+        Ok(())
+    }
+
+    /// The memory table changed while the ring runs: the ring's addresses are translated again. Chains
+    /// that were taken before keep the old memory.
+    pub fn update_memory(&self, memory: &GuestMemory) -> Result<(), RingError> {
+        let mut inner = self.lock();
+        match inner.split().map(|ring| ring.update_memory(memory)) {
+            Some(Err(error)) => Err(inner.fail(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Stops the ring: when this returns, nobody reads or writes its memory any more, and the chains
+    /// that were taken are stale. Returns the available index to go on with, which lies before the
+    /// newest chains that were not completed; `None` when there was no ring.
+    pub fn stop(&self) -> Option<u16> {
+        let mut inner = self.lock();
+        self.advance();
+        inner.failed = None;
+        inner.paused = false;
+        let Ring::Split(ring) = inner.ring.take()?;
+        Some(ring.resume_index())
+    }
+
+    /// Begins a new generation, after the last copy of the old one has ended.
+    fn advance(&self) {
+        *self.generation.write().unwrap_or_else(PoisonError::into_inner) += 1;
+    }
+
+    /// Runs a copy, if this is still the generation, and keeps the queue from being stopped meanwhile.
+    pub(super) fn while_current<T>(&self, generation: u64, copy: impl FnOnce() -> T) -> Option<T> {
+        let current = self.generation.read().unwrap_or_else(PoisonError::into_inner);
+        (*current == generation).then(copy)
+    }
+
+    /// How often the queue was started and stopped: chains of another generation are stale.
+    pub fn generation(&self) -> u64 {
+        *self.generation.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// No more chains are handed out; those that were may be completed.
+    pub fn pause(&self) {
+        self.lock().paused = true;
+    }
+
+    /// Ends a pause. Look at the queue then, as after a kick.
+    pub fn resume(&self) {
+        self.lock().paused = false;
+    }
+
+    /// What the queue does.
+    pub fn state(&self) -> QueueState {
+        let inner = self.lock();
+        match (&inner.failed, &inner.ring) {
+            (Some(error), _) => QueueState::Failed(error.clone()),
+            (None, Some(_)) => QueueState::Running,
+            (None, None) => QueueState::Stopped,
+        }
+    }
+
+    /// Puts the queue in its error state and signals the error eventfd.
+    pub fn fail(&self, error: RingError) {
+        self.lock().fail(error);
+    }
+
+    /// What happened so far.
+    pub fn counters(&self) -> QueueCounters {
+        self.lock().counters
+    }
+
+    /// How many chains are held by somebody who may complete them.
+    pub fn kept(&self) -> usize {
+        self.lock().split().map_or(0, |ring| ring.in_flight().kept().into())
+    }
+
+    /// How many chains were dropped without having been completed: they stay with the device.
+    pub fn abandoned(&self) -> usize {
+        self.lock().split().map_or(0, |ring| ring.in_flight().abandoned())
+    }
+
+    /// The heads of the kept chains, oldest first.
+    pub fn kept_heads(&self) -> Vec<u16> {
+        self.lock().split().map(|ring| ring.kept_heads()).unwrap_or_default()
+    }
+
+    /// The eventfd by which the driver is called. On a running ring it is signalled at once: a call may
+    /// have been wanted while there was none.
+    pub fn set_call(&self, call: Option<OwnedFd>) {
+        let mut inner = self.lock();
+        inner.call = call;
+        if inner.ring.is_some() && inner.call.is_some() {
+            inner.call();
+        }
+    }
+
+    /// The eventfd by which the frontend hears of an error.
+    pub fn set_err(&self, err: Option<OwnedFd>) {
+        let mut inner = self.lock();
+        inner.err = err;
+        if let (Some(err), Some(_)) = (&inner.err, &inner.failed) {
+            signal(err.as_fd());
+        }
+    }
+
+    /// The driver kicked, and the device is about to look: no more kicks until [`Self::processed`].
+    pub fn kicked(&self) {
+        let mut inner = self.lock();
+        inner.counters.kicks += 1;
+        if let Ok(Some(ring)) = inner.running() {
+            ring.disarm();
+            if let Err(error) = ring.look() {
+                inner.fail(error);
+            }
+        }
+    }
+
+    /// The device has looked: asks for a kick for whatever comes on top, also when the device left
+    /// chains in the ring. Returns true when something came that nobody has looked at; no kick was
+    /// sent for it, so let the device look again, after [`Self::kicked`].
+    pub fn processed(&self) -> bool {
+        let mut inner = self.lock();
+        match inner.running().map(|ring| ring.map(SplitRing::arm)) {
+            Ok(Some(Ok(more))) => more,
+            Ok(Some(Err(error))) => {
+                inner.fail(error);
+                false
+            }
+            _ => false,
+        }
+    }
+
+    /// Takes the next chain. `None` when the ring is empty: then a kick comes for the next one. Also
+    /// when the queue is stopped or paused.
+    pub fn pop(self: &Arc<Self>) -> Result<Option<QueueChain>, RingError> {
+        let mut inner = self.lock();
+        let mut segments = inner.spare.pop().unwrap_or_default();
+        segments.clear();
+        let Some(ring) = inner.running()? else { return Ok(None) };
+        let taken = loop {
+            match ring.take(&mut segments) {
+                Ok(Some(extent)) => {
+                    ring.accept(extent.head);
+                    break Ok(extent);
+                }
+                Ok(None) => {}
+                Err(error) => break Err(Some(error)),
+            }
+            match ring.look() {
+                Ok(0) => match ring.arm() {
+                    Ok(true) => {}
+                    Ok(false) => break Err(None),
+                    Err(error) => break Err(Some(error)),
+                },
+                Ok(_) => {}
+                Err(error) => break Err(Some(error)),
+            }
+        };
+        match taken {
+            Ok(extent) => {
+                let chain = Chain {
+                    head: extent.head,
+                    segments,
+                    readable_segments: extent.readable_segments as usize,
+                    readable: extent.readable,
+                    writable: extent.writable,
+                };
+                let memory = ring.memory().clone();
+                Ok(Some(QueueChain::new(Arc::clone(self), self.generation(), memory, chain)))
+            }
+            Err(error) => {
+                inner.spare.push(segments);
+                error.map_or(Ok(None), |error| Err(inner.fail(error)))
+            }
+        }
+    }
+
+    /// Puts a chain in the used ring, and calls if the driver wants.
+    pub(super) fn complete(
+        &self,
+        generation: u64,
+        head: u16,
+        written: u64,
+        read: u64,
+    ) -> Result<(), ChainError> {
+        let mut inner = self.lock();
+        if self.generation() != generation {
+            return Err(ChainError::Stale { head });
+        }
+        let ring = inner.split().ok_or(ChainError::Stale { head })?;
+        // A chain of exactly 2^32 writable bytes claims one less: the field has no room for it.
+        if !ring.put(head, u32::try_from(written).unwrap_or(u32::MAX)) {
+            return Err(ChainError::Completed { head });
+        }
+        let call = ring.publish();
+        inner.counters.chains += 1;
+        inner.counters.bytes_read += read;
+        inner.counters.bytes_written += written;
+        if call {
+            inner.call();
+        }
+        Ok(())
+    }
+
+    /// A chain ends: its storage comes back, and nobody can complete it any more.
+    pub(super) fn give_back(&self, generation: u64, abandoned: Option<u16>, segments: Vec<Segment>) {
+        let mut inner = self.lock();
+        if let Some(head) = abandoned
+            && self.generation() == generation
+            && let Some(ring) = inner.split()
+        {
+            ring.abandon(head);
+        }
+        if inner.spare.len() < SPARE {
+            inner.spare.push(segments);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::test_guest::*, *};
+    use crate::ring::RingFeatures;
+
+    fn started(features: RingFeatures) -> (TestGuest, Arc<VirtQueue>) {
+        let guest = TestGuest::new(8, features);
+        let queue = Arc::new(VirtQueue::new(0, 256));
+        queue.start(&guest.config, &guest.memory).unwrap();
+        (guest, queue)
+    }
+
+    #[test]
+    fn a_direct_chain_is_read_written_and_used() {
+        let (mut guest, queue) = started(RingFeatures::default());
+        guest.put(DATA, b"question");
+        guest.chain(2, &[(DATA, 3, 0), (DATA + 3, 5, 0), (DATA + 16, 4, WRITE), (DATA + 32, 4, WRITE)]);
+        let mut chain = queue.pop().unwrap().unwrap();
+        assert_eq!((chain.head(), chain.readable(), chain.writable()), (2, 8, 8));
+        let mut question = [0; 16];
+        assert_eq!(chain.read(&mut question), Ok(8));
+        assert_eq!(&question[..8], b"question");
+        chain.write(b"answer").unwrap();
+        assert_eq!(chain.write(b"s  "), Err(ChainError::DoesNotFit { head: 2, len: 3, room: 2 }));
+        chain.complete(None).unwrap();
+        assert_eq!(guest.used_index(), 1);
+        assert_eq!(guest.used(0), (2, 6));
+        assert_eq!((guest.get(DATA + 16, 4), guest.get(DATA + 32, 2)), (b"answ".to_vec(), b"er".to_vec()));
+        assert!(queue.pop().unwrap().is_none());
+    }
+
+    #[test]
+    fn an_indirect_table_may_follow_direct_descriptors() {
+        let (mut guest, queue) = started(RingFeatures { indirect: true, ..RingFeatures::default() });
+        guest.table(TABLE, 0, &[(DATA + 4, 4, 0), (DATA + 8, 8, WRITE), (DATA + 16, 0, WRITE)]);
+        guest.chain(0, &[(DATA, 4, 0), (TABLE, 48, INDIRECT | WRITE)]);
+        let chain = queue.pop().unwrap().unwrap();
+        assert_eq!((chain.readable(), chain.writable()), (8, 8));
+    }
+
+    #[test]
+    fn a_stopped_queue_makes_its_chains_stale_and_goes_on_before_them() {
+        let (mut guest, queue) = started(RingFeatures::default());
+        for head in 0..3 {
+            guest.chain(head, &[(DATA, 8, WRITE)]);
+        }
+        let [mut first, second, mut third] = [(); 3].map(|()| queue.pop().unwrap().unwrap());
+        first.complete(None).unwrap();
+        assert_eq!((queue.kept(), queue.kept_heads()), (2, vec![1, 2]));
+        drop(second);
+        assert_eq!((queue.kept(), queue.abandoned()), (1, 1));
+        assert_eq!(queue.stop(), Some(1));
+        assert_eq!(third.write(b"x"), Err(ChainError::Stale { head: 2 }));
+        assert_eq!(third.complete(None), Err(ChainError::Stale { head: 2 }));
+        assert_eq!(guest.get(DATA, 1), [0]);
+        assert_eq!(guest.used_index(), 1);
+    }
+}
