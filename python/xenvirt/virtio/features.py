@@ -3,7 +3,13 @@ and the device status field (section 2.1)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntFlag
+from typing import Final, Protocol
+
+from .block import BlockFeature
+from .ids import DeviceId
+from .net import NetFeature
 
 
 class Feature(IntFlag):
@@ -54,3 +60,37 @@ class DeviceStatus(IntFlag):
     FEATURES_OK = 8
     NEEDS_RESET = 64
     FAILED = 128
+
+
+RING_FEATURES: Final = Feature.VERSION_1 | Feature.INDIRECT_DESC | Feature.EVENT_IDX | Feature.NOTIFY_ON_EMPTY
+"""What our rings can do on both sides, and what is offered and acknowledged without anybody's asking."""
+
+
+class Described(Protocol):
+    """What a device says of itself, as far as features follow from it."""
+
+    @property
+    def device_id(self) -> int: ...
+    @property
+    def queue_sizes(self) -> Sequence[int]: ...
+    @property
+    def features(self) -> int: ...
+    @property
+    def in_order(self) -> bool: ...
+
+
+def offered_features(device: Described) -> int:
+    """All features that a device offers: its own, those of the ring, and MQ where it has several queues.
+
+    A block device has MQ with two queues, a network device with two pairs. PROTOCOL_FEATURES belongs to
+    vhost-user, and is not among them.
+    """
+    features = int(device.features | RING_FEATURES)
+    if device.in_order:
+        features |= Feature.IN_ORDER
+    queues = len(device.queue_sizes)
+    if device.device_id == DeviceId.BLOCK and queues > 1:
+        features |= BlockFeature.MQ
+    if device.device_id == DeviceId.NET and queues // 2 > 1:
+        features |= NetFeature.MQ
+    return features
