@@ -1,47 +1,27 @@
 //! The table of regions: guest physical and frontend user addresses to host memory.
 //!
+//! What holds for every range that is given here, an address and a length:
+//!
+//! - **Crossing**: where one region begins at the end of another, a range may span both. [`GuestMemory::read`],
+//!   [`GuestMemory::write`] and [`GuestMemory::reach`] go through; what gives one pointer does not.
+//! - **Outside**: a range that begins or ends outside, or spans a hole, is refused whole, before a byte is copied.
+//! - **Wrapping**: a range does not go on at 0 after the last address; it ends outside.
+//! - **Empty**: a range of no bytes is allowed at any address, and nothing is touched. Only
+//!   [`GuestMemory::translate`], which has to give a pointer, wants its address inside a region.
+//!
 //! # Safety
 //! Pointers are handed out only for ranges that lie inside one region, and the region holds its backing.
 #![allow(unsafe_code)]
 
-use std::{ptr::NonNull, sync::Arc};
+use std::{fmt::Write, ptr, ptr::NonNull, sync::Arc};
 
-use super::mapped::Backing;
-
-/// Why an access to guest memory failed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum MemoryError {
-    /// The range does not lie in the memory table.
-    #[error("guest range {address:#x}..+{len:#x} is not in the memory table ({regions})")]
-    OutOfRange {
-        /// Guest physical address.
-        address: u64,
-        /// Length in bytes.
-        len: u64,
-        /// The table, in words.
-        regions: String,
-    },
-    /// Two regions overlap, or one is empty or wraps.
-    #[error("memory table refused: {0}")]
-    BadTable(String),
-    /// The region is mapped read-only.
-    #[error("guest range {address:#x}..+{len:#x} is read-only")]
-    ReadOnly {
-        /// Guest physical address.
-        address: u64,
-        /// Length in bytes.
-        len: u64,
-    },
-    /// The memory went away under us (a truncated file).
-    #[error("guest range {address:#x}..+{len:#x} is gone: what backed it was truncated or taken away")]
-    Fault {
-        /// Guest physical address.
-        address: u64,
-        /// Length in bytes.
-        len: u64,
-    },
-}
+use super::{
+    backing::{Access, Backing, Lease},
+    copy::{Source, Target, copy_from_guest, copy_to_guest},
+    error::MemoryError,
+    fault,
+    fork::Owner,
+};
 
 /// One region of guest memory.
 #[derive(Clone, Debug)]
@@ -54,40 +34,72 @@ pub struct Region {
     pub len: u64,
     /// What holds the bytes.
     pub backing: Arc<dyn Backing>,
-    /// The backing's base, when it is always mapped.
-    base: Option<NonNull<u8>>,
 }
-
-// SAFETY: the pointer belongs to the backing, which is Send and Sync and outlives the region.
-unsafe impl Send for Region {}
-// SAFETY: as above.
-unsafe impl Sync for Region {}
 
 impl Region {
     /// A region that spans the whole backing.
     pub fn new(guest_address: u64, user_address: u64, backing: Arc<dyn Backing>) -> Self {
-        Self { guest_address, user_address, len: backing.len(), base: backing.resident(), backing }
+        Self { guest_address, user_address, len: backing.len(), backing }
     }
 }
 
+/// What a translation looks at: plain numbers, side by side.
+#[derive(Debug)]
+struct Span {
+    start: u64,
+    /// How much of the region may be reached by a plain pointer for reading and for writing: all of it or
+    /// nothing. Indexed by [`Access`].
+    limits: [u64; 2],
+    /// Null where `limits` are 0.
+    base: *mut u8,
+}
+
+#[derive(Debug)]
+struct Table {
+    /// The same regions in the same order.
+    spans: Box<[Span]>,
+    regions: Box<[Region]>,
+    owner: Owner,
+}
+
+// SAFETY: the pointers belong to the backings, which are Send and Sync and live as long as the table.
+unsafe impl Send for Table {}
+// SAFETY: as above.
+unsafe impl Sync for Table {}
+
 /// An immutable table of regions, sorted by guest address. A change makes a new table that shares the
-/// regions that stay: whoever holds the old one still reaches all of its memory.
-#[derive(Clone, Debug, Default)]
+/// backings of the regions that stay: whoever holds the old one still reaches all of its memory. Cloning costs
+/// one atomic increment.
+#[derive(Clone, Debug)]
 pub struct GuestMemory {
-    regions: Arc<[Region]>,
+    table: Arc<Table>,
+}
+
+impl Default for GuestMemory {
+    /// A table without regions.
+    fn default() -> Self {
+        Self { table: Arc::new(Table { spans: [].into(), regions: [].into(), owner: Owner::this_process() }) }
+    }
 }
 
 impl GuestMemory {
-    /// Checks and sorts the regions: none empty, none wrapping, none overlapping.
+    /// Checks and sorts the regions: none empty, none wrapping, none overlapping, none longer than its backing.
+    ///
+    /// # Errors
+    /// [`MemoryError::BadTable`]; [`MemoryError::Forked`] for a region that was mapped by another process.
     pub fn new(mut regions: Vec<Region>) -> Result<Self, MemoryError> {
         regions.sort_by_key(|region| region.guest_address);
         for region in &regions {
-            if region.len == 0 || region.guest_address.checked_add(region.len - 1).is_none() {
-                return Err(MemoryError::BadTable(format!(
-                    "region at {:#x} of {:#x} bytes is empty or wraps",
-                    region.guest_address, region.len
-                )));
-            }
+            region.backing.owner().check()?;
+            let bad = if region.len == 0 || region.guest_address.checked_add(region.len - 1).is_none() {
+                "is empty or wraps"
+            } else if region.len > region.backing.len() {
+                "is longer than what backs it"
+            } else {
+                continue;
+            };
+            let (address, len) = (region.guest_address, region.len);
+            return Err(MemoryError::BadTable(format!("region at {address:#x} of {len:#x} bytes {bad}")));
         }
         for pair in regions.windows(2) {
             if pair[1].guest_address - pair[0].guest_address < pair[0].len {
@@ -97,32 +109,275 @@ impl GuestMemory {
                 )));
             }
         }
-        Ok(Self { regions: regions.into() })
+        let spans = regions.iter().map(Span::of).collect();
+        Ok(Self { table: Arc::new(Table { spans, regions: regions.into(), owner: Owner::this_process() }) })
     }
 
     /// The regions, sorted by guest address.
     pub fn regions(&self) -> &[Region] {
-        &self.regions
+        &self.table.regions
     }
 
-    /// The host pointer of a guest range that lies in one always-mapped region. This is the ring's fast path.
+    /// Is this the process that mapped the memory? Every access below that copies or leases asks it by itself.
+    #[inline]
+    pub fn check_owner(&self) -> Result<(), MemoryError> {
+        self.table.owner.check()
+    }
+
+    /// True if any region went away under us. One load, as long as this process never saw a fault.
+    #[inline]
+    pub fn poisoned(&self) -> bool {
+        fault::faults() != 0 && self.regions().iter().any(|region| region.backing.poisoned())
+    }
+
+    /// The host pointer of a guest range that may be read, and lies in one always-mapped region.
     #[inline]
     pub fn translate(&self, address: u64, len: u64) -> Option<NonNull<u8>> {
-        for region in self.regions.iter() {
-            let offset = address.wrapping_sub(region.guest_address);
-            if offset < region.len && len <= region.len - offset {
-                // SAFETY: offset < len of the backing, which is mapped while the region lives.
-                return region.base.map(|base| unsafe { base.add(offset as usize) });
-            }
-        }
-        None
+        self.translator().translate(address, len, Access::Read)
     }
 
-    /// The guest physical address of a frontend user address.
+    /// Translates many ranges, remembering the region of the last one: the ring's fast path.
+    #[inline]
+    pub fn translator(&self) -> Translator<'_> {
+        Translator { spans: &self.table.spans, hint: 0 }
+    }
+
+    /// Goes through all of a range, piece by piece: gives the host pointer and the length of each.
+    ///
+    /// This is the slow path beside [`Translator`]: for ranges that cross regions, for memory that is mapped
+    /// only on demand, and to learn why a range was refused. Pieces that are mapped for this access are put into
+    /// `leases`; the pointers hold while `leases` and this table live. Nothing is given before all is checked.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfRange`], [`MemoryError::ReadOnly`], [`MemoryError::Unreachable`],
+    /// [`MemoryError::Forked`].
+    pub fn reach(
+        &self,
+        address: u64,
+        len: u64,
+        access: Access,
+        leases: &mut Vec<Lease>,
+        mut each: impl FnMut(NonNull<u8>, u64),
+    ) -> Result<(), MemoryError> {
+        self.check_owner()?;
+        if len == 0 {
+            return Ok(());
+        }
+        let range = self.covering(address, len, access)?;
+        let first_lease = leases.len();
+        for (region, offset, piece) in pieces(range, address, len) {
+            if region.backing.resident().is_none() {
+                let lease = Arc::clone(&region.backing).lease(offset, piece, access);
+                leases.push(lease.map_err(|source| MemoryError::Unreachable { address, len, source })?);
+            }
+        }
+        let mut leased = leases[first_lease..].iter();
+        for (region, offset, piece) in pieces(range, address, len) {
+            match region.backing.resident() {
+                // SAFETY: offset < the region's length, which is not more than the backing has.
+                Some(base) => each(unsafe { base.add(offset as usize) }, piece),
+                None => leased.by_ref().take(1).for_each(|lease| each(lease.base(), piece)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a range reachable by one pointer, for as long as the lease lives.
+    ///
+    /// # Errors
+    /// [`MemoryError::Crossing`] if the range spans regions; [`MemoryError::Fault`] if the region is gone
+    /// already; and those of [`GuestMemory::reach`].
+    pub fn lease(&self, address: u64, len: u64, access: Access) -> Result<Lease, MemoryError> {
+        self.check_owner()?;
+        if len == 0 {
+            return Ok(Lease::empty());
+        }
+        let [region] = self.covering(address, len, access)? else {
+            return Err(MemoryError::Crossing { address, len });
+        };
+        if region.backing.poisoned() {
+            return Err(MemoryError::Fault { address, len });
+        }
+        let lease = Arc::clone(&region.backing).lease(address - region.guest_address, len, access);
+        lease.map_err(|source| MemoryError::Unreachable { address, len, source })
+    }
+
+    /// Fills the buffer from guest memory.
+    ///
+    /// # Errors
+    /// Those of [`GuestMemory::reach`]; [`MemoryError::Fault`] if a region is gone, and then the buffer's bytes
+    /// mean nothing.
+    pub fn read(&self, address: u64, buffer: &mut [u8]) -> Result<(), MemoryError> {
+        self.read_into(address, buffer.into())
+    }
+
+    /// [`GuestMemory::read`] into bytes that others may look at meanwhile.
+    ///
+    /// # Errors
+    /// As `read`.
+    pub fn read_into(&self, address: u64, mut target: Target<'_>) -> Result<(), MemoryError> {
+        self.copy(address, target.len() as u64, Access::Read, |guest, piece| {
+            // SAFETY: `reach` gives mapped pieces that may be read, and together they are as long as the target.
+            unsafe { copy_from_guest(guest, target.take(piece as usize)) }
+        })
+    }
+
+    /// Writes all of the bytes to guest memory.
+    ///
+    /// # Errors
+    /// Those of [`GuestMemory::reach`]; [`MemoryError::Fault`] if a region is gone, and then some bytes may have
+    /// been written elsewhere in the range.
+    pub fn write(&self, address: u64, bytes: &[u8]) -> Result<(), MemoryError> {
+        self.write_from(address, bytes.into())
+    }
+
+    /// [`GuestMemory::write`] from bytes that others may change meanwhile.
+    ///
+    /// # Errors
+    /// As `write`.
+    pub fn write_from(&self, address: u64, mut source: Source<'_>) -> Result<(), MemoryError> {
+        self.copy(address, source.len() as u64, Access::Write, |guest, piece| {
+            // SAFETY: as in `read_into`; the pieces may be written.
+            unsafe { copy_to_guest(guest, source.take(piece as usize)) }
+        })
+    }
+
+    /// The guest physical address of a frontend user address. Where regions overlap in the frontend's space
+    /// the first one is meant.
     pub fn user_to_guest(&self, user_address: u64) -> Option<u64> {
-        self.regions.iter().find_map(|region| {
+        self.regions().iter().find_map(|region| {
             let offset = user_address.wrapping_sub(region.user_address);
             (offset < region.len).then(|| region.guest_address + offset)
         })
+    }
+
+    fn copy(
+        &self,
+        address: u64,
+        len: u64,
+        access: Access,
+        each: impl FnMut(NonNull<u8>, u64),
+    ) -> Result<(), MemoryError> {
+        let mut leases = Vec::new();
+        self.intact(address, len, access, &leases)?;
+        self.reach(address, len, access, &mut leases, each)?;
+        self.intact(address, len, access, &leases)
+    }
+
+    /// An error if what the range is backed by is gone.
+    fn intact(&self, address: u64, len: u64, access: Access, leases: &[Lease]) -> Result<(), MemoryError> {
+        if fault::faults() == 0 || len == 0 {
+            return Ok(());
+        }
+        let regions = self.covering(address, len, access)?;
+        let gone = regions.iter().any(|region| region.backing.poisoned());
+        if gone || leases.iter().any(Lease::poisoned) {
+            return Err(MemoryError::Fault { address, len });
+        }
+        Ok(())
+    }
+
+    /// The regions that a range of at least one byte lies in: all of it, without a hole.
+    fn covering(&self, address: u64, len: u64, access: Access) -> Result<&[Region], MemoryError> {
+        let spans = &self.table.spans;
+        let outside = || MemoryError::OutOfRange { address, len, regions: self.in_words() };
+        let last = address.checked_add(len - 1).ok_or_else(outside)?;
+        let first = spans.partition_point(|span| span.start <= address).checked_sub(1).ok_or_else(outside)?;
+        let mut next = address;
+        for (index, region) in self.regions().iter().enumerate().skip(first) {
+            let offset = next.wrapping_sub(region.guest_address);
+            if offset >= region.len {
+                break;
+            }
+            if access == Access::Write && !region.backing.writable() {
+                return Err(MemoryError::ReadOnly { address, len });
+            }
+            let region_last = region.guest_address + (region.len - 1);
+            if last <= region_last {
+                return Ok(&self.regions()[first..=index]);
+            }
+            next = region_last + 1;
+        }
+        Err(outside())
+    }
+
+    /// The table for an error message: the first regions of it.
+    fn in_words(&self) -> String {
+        const SHOWN: usize = 8;
+        let mut words = String::new();
+        for (index, region) in self.regions().iter().take(SHOWN).enumerate() {
+            let separator = if index == 0 { "" } else { ", " };
+            // Writing to a string cannot fail.
+            let _ = write!(words, "{separator}{:#x}..+{:#x}", region.guest_address, region.len);
+        }
+        match self.regions().len() {
+            0 => words.push_str("which is empty"),
+            count if count > SHOWN => {
+                let _ = write!(words, " and {} more", count - SHOWN);
+            }
+            _ => {}
+        }
+        words
+    }
+}
+
+/// The pieces of a range in the regions that cover it: region, offset in it, length.
+fn pieces(regions: &[Region], address: u64, len: u64) -> impl Iterator<Item = (&Region, u64, u64)> {
+    let mut done = 0;
+    regions.iter().map(move |region| {
+        let offset = address + done - region.guest_address;
+        let piece = (region.len - offset).min(len - done);
+        done += piece;
+        (region, offset, piece)
+    })
+}
+
+impl Span {
+    fn of(region: &Region) -> Self {
+        let base = region.backing.resident();
+        let readable = if base.is_some() { region.len } else { 0 };
+        let writable = if region.backing.writable() { readable } else { 0 };
+        let base = base.map_or(ptr::null_mut(), NonNull::as_ptr);
+        Self { start: region.guest_address, limits: [readable, writable], base }
+    }
+
+    #[inline]
+    fn translate(&self, address: u64, len: u64, access: Access) -> Option<NonNull<u8>> {
+        let offset = address.wrapping_sub(self.start);
+        let limit = self.limits[access as usize];
+        if offset < limit && len <= limit - offset {
+            // SAFETY: inside the backing, which is mapped whole while the table lives.
+            return NonNull::new(unsafe { self.base.add(offset as usize) });
+        }
+        None
+    }
+}
+
+/// Translates ranges of one table, with plain loads and no branch that the next range does not take too.
+#[derive(Clone, Copy, Debug)]
+pub struct Translator<'a> {
+    spans: &'a [Span],
+    /// Where the last range was found.
+    hint: usize,
+}
+
+impl Translator<'_> {
+    /// The host pointer of a guest range that lies in one always-mapped region and allows the access.
+    ///
+    /// None for anything else: [`GuestMemory::reach`] then goes another way, or says what is wrong.
+    #[inline]
+    pub fn translate(&mut self, address: u64, len: u64, access: Access) -> Option<NonNull<u8>> {
+        match self.spans.get(self.hint).and_then(|span| span.translate(address, len, access)) {
+            None => self.search(address, len, access),
+            found => found,
+        }
+    }
+
+    #[cold]
+    fn search(&mut self, address: u64, len: u64, access: Access) -> Option<NonNull<u8>> {
+        let index = self.spans.partition_point(|span| span.start <= address).checked_sub(1)?;
+        let found = self.spans.get(index)?.translate(address, len, access)?;
+        self.hint = index;
+        Some(found)
     }
 }

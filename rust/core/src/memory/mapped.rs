@@ -5,58 +5,47 @@
 //! together with the length, and whoever keeps it keeps the `Arc` too.
 #![allow(unsafe_code)]
 
-use std::{fmt, os::fd::BorrowedFd, ptr::NonNull};
+use std::{
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    ptr::{self, NonNull},
+    sync::Arc,
+};
 
 use rustix::{
+    fs::{FallocateFlags, FileType, MemfdFlags, fallocate, fstat, fstatfs, ftruncate, memfd_create},
     io::Errno,
-    mm::{MapFlags, ProtFlags, mmap, munmap},
+    mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap},
     param::page_size,
 };
 
-/// How the bytes of a mapping are reached.
+use super::{
+    backing::{Access, Backing, Hold, Lease, MemoryKind},
+    error::MapError,
+    fault,
+    fork::Owner,
+    ranges,
+};
+
+/// `f_type` of hugetlbfs, and of a memfd in huge pages (statfs(2)).
+const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
+
+/// Sizes of huge pages that memory can be made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum MemoryKind {
-    /// A shared file: memfd, hugetlbfs, a plain file.
-    File,
+pub enum HugePage {
+    /// 2 MiB.
+    Mib2,
+    /// 1 GiB.
+    Gib1,
 }
 
-/// What backs a region of guest memory: the seam for further kinds (Xen foreign mappings in windows,
-/// grants mapped for a request).
-pub trait Backing: fmt::Debug + Send + Sync {
-    /// The kind of memory.
-    fn kind(&self) -> MemoryKind;
-    /// Length in bytes.
-    fn len(&self) -> u64;
-    /// True for a range without a byte; none is ever made.
-    fn is_empty(&self) -> bool {
-        self.len() == 0
+impl HugePage {
+    /// Size of a page in bytes.
+    pub fn bytes(self) -> u64 {
+        match self {
+            Self::Mib2 => 2 << 20,
+            Self::Gib1 => 1 << 30,
+        }
     }
-    /// May we write to it?
-    fn writable(&self) -> bool;
-    /// The base, where the whole range is mapped at one address for as long as this object lives.
-    fn resident(&self) -> Option<NonNull<u8>>;
-    /// True once an access faulted and a zero page was put in the place of what is gone.
-    fn poisoned(&self) -> bool;
-}
-
-/// Why a range could not be mapped.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum MapError {
-    /// The length is 0, or does not fit the address space.
-    #[error("cannot map {0} bytes: the length must be between 1 and 2^63 - 1")]
-    Length(u64),
-    /// The kernel refused.
-    #[error("cannot map {len} bytes at offset {offset:#x} of the file: {errno}")]
-    Refused {
-        /// Length in bytes.
-        len: u64,
-        /// Offset in the file.
-        offset: u64,
-        /// What mmap said.
-        errno: Errno,
-    },
 }
 
 /// One mmapped range of a shared file.
@@ -64,11 +53,14 @@ pub enum MapError {
 pub struct MappedMemory {
     /// What mmap returned: page aligned.
     mapping: NonNull<u8>,
+    /// A multiple of the page size of the file.
     mapped_len: usize,
     /// Where the range begins within the first page.
     delta: usize,
     len: usize,
     writable: bool,
+    range: &'static ranges::Slot,
+    owner: Owner,
 }
 
 // SAFETY: the range belongs to this object until it is dropped, and nobody makes a reference into it.
@@ -77,31 +69,102 @@ unsafe impl Send for MappedMemory {}
 unsafe impl Sync for MappedMemory {}
 
 impl MappedMemory {
-    /// Maps `len` bytes of a shared file from `offset` on, which may lie within a page.
+    /// Maps `len` bytes of a shared file from `offset` on, which may lie within a page, huge pages included.
+    ///
+    /// The file is not kept open. It may be truncated later: then what is gone reads as zeroes, and
+    /// [`Hold::poisoned`] tells. A child after fork does not have the mapping.
+    ///
+    /// # Errors
+    /// [`MapError::Length`], [`MapError::BeyondEnd`], or what the kernel says.
     pub fn file(fd: BorrowedFd<'_>, offset: u64, len: u64, writable: bool) -> Result<Self, MapError> {
-        let delta = (offset % page_size() as u64) as usize;
-        let length = usize::try_from(len).ok().filter(|&n| n > 0 && n <= isize::MAX as usize - delta);
-        let length = length.ok_or(MapError::Length(len))?;
-        let prot = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
-        let mapped_len = length + delta;
-        // SAFETY: the kernel chooses the address, so that no mapping of ours is replaced.
-        let mapping = unsafe {
-            mmap(
-                std::ptr::null_mut(),
-                mapped_len,
-                prot,
-                MapFlags::SHARED | MapFlags::NORESERVE,
-                fd,
-                offset - delta as u64,
-            )
+        let refused = |errno| MapError::Refused { len, offset, errno };
+        let stat = fstat(fd).map_err(refused)?;
+        let size = u64::try_from(stat.st_size).unwrap_or_default();
+        // A device has no size of its own.
+        let regular = FileType::from_raw_mode(stat.st_mode).is_file();
+        if regular && offset.checked_add(len).is_none_or(|end| end > size) {
+            return Err(MapError::BeyondEnd { len, offset, size });
         }
-        .map_err(|errno| MapError::Refused { len, offset, errno })?;
-        let mapping = NonNull::new(mapping.cast::<u8>()).ok_or(MapError::Refused {
-            len,
-            offset,
-            errno: Errno::FAULT,
-        })?;
-        Ok(Self { mapping, mapped_len, delta, len: length, writable })
+        let page = page_size_of(fd).map_err(refused)?;
+        let delta = offset % page as u64;
+        let mapped_len = len.checked_add(delta).and_then(|end| usize::try_from(end).ok());
+        let mapped_len = mapped_len.and_then(|end| end.checked_next_multiple_of(page));
+        let mapped_len = mapped_len.filter(|&mapped| len > 0 && isize::try_from(mapped).is_ok());
+        let mapped_len = mapped_len.ok_or(MapError::Length(len))?;
+
+        let owner = Owner::this_process();
+        fault::install();
+        let prot = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+        // SAFETY: the kernel chooses the address, so that no mapping of ours is replaced.
+        let mapping = unsafe { mmap(ptr::null_mut(), mapped_len, prot, flags, fd, offset - delta) };
+        let mapping = NonNull::new(mapping.map_err(refused)?.cast::<u8>()).ok_or(refused(Errno::FAULT))?;
+        let start = mapping.as_ptr() as usize;
+        let memory = Self {
+            mapping,
+            mapped_len,
+            delta: delta as usize,
+            len: len as usize,
+            writable,
+            range: ranges::add(start, mapped_len, page, writable),
+            owner,
+        };
+        // SAFETY: the advice changes nothing in this process; the range is ours.
+        unsafe { madvise(mapping.as_ptr().cast(), mapped_len, Advice::LinuxDontFork) }.map_err(refused)?;
+        Ok(memory)
+    }
+
+    /// Makes shared memory of `len` bytes and maps it for reading and writing. The file can be given to others.
+    ///
+    /// # Errors
+    /// [`MapError::NotMade`], and those of [`MappedMemory::file`].
+    pub fn memfd(len: u64) -> Result<(OwnedFd, Self), MapError> {
+        let not_made = |errno| MapError::NotMade { len, page: page_size() as u64, errno };
+        let fd = memfd_create("xenvirt", MemfdFlags::CLOEXEC).map_err(not_made)?;
+        ftruncate(&fd, len).map_err(not_made)?;
+        let memory = Self::file(fd.as_fd(), 0, len, true)?;
+        Ok((fd, memory))
+    }
+
+    /// The same in huge pages, all of which are taken from the system's pool at once: the length is rounded up to
+    /// whole pages.
+    ///
+    /// # Errors
+    /// [`MapError::NotMade`] with ENOSPC or ENOMEM where the pool has not as many, and those of
+    /// [`MappedMemory::file`].
+    pub fn memfd_huge(len: u64, page: HugePage) -> Result<(OwnedFd, Self), MapError> {
+        let not_made = |errno| MapError::NotMade { len, page: page.bytes(), errno };
+        let size = match page {
+            HugePage::Mib2 => MemfdFlags::HUGE_2MB,
+            HugePage::Gib1 => MemfdFlags::HUGE_1GB,
+        };
+        let len = len.checked_next_multiple_of(page.bytes()).ok_or(MapError::Length(len))?;
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | size;
+        let fd = memfd_create("xenvirt", flags).map_err(not_made)?;
+        ftruncate(&fd, len).map_err(not_made)?;
+        fallocate(&fd, FallocateFlags::empty(), 0, len).map_err(not_made)?;
+        let memory = Self::file(fd.as_fd(), 0, len, true)?;
+        Ok((fd, memory))
+    }
+
+    /// The process that the mapping belongs to.
+    pub fn owner(&self) -> Owner {
+        self.owner
+    }
+}
+
+/// What mappings of this file are aligned to.
+fn page_size_of(fd: BorrowedFd<'_>) -> Result<usize, Errno> {
+    let stat = fstatfs(fd)?;
+    #[allow(clippy::unnecessary_cast)] // the field's type depends on the architecture
+    let huge = stat.f_type as i64 == HUGETLBFS_MAGIC;
+    let page = if huge { usize::try_from(stat.f_bsize).map_err(|_| Errno::INVAL)? } else { page_size() };
+    if page.is_power_of_two() { Ok(page) } else { Err(Errno::INVAL) }
+}
+
+impl Hold for MappedMemory {
+    fn poisoned(&self) -> bool {
+        fault::faults() != 0 && self.range.poisoned()
     }
 }
 
@@ -115,17 +178,29 @@ impl Backing for MappedMemory {
     fn writable(&self) -> bool {
         self.writable
     }
+    fn owner(&self) -> Owner {
+        self.owner
+    }
     fn resident(&self) -> Option<NonNull<u8>> {
-        // SAFETY: delta + len == mapped_len, so this stays inside the mapping.
+        // SAFETY: delta + len <= mapped_len, so this stays inside the mapping.
         Some(unsafe { self.mapping.add(self.delta) })
     }
-    fn poisoned(&self) -> bool {
-        false
+    fn lease(self: Arc<Self>, offset: u64, len: u64, _access: Access) -> Result<Lease, MapError> {
+        if offset.checked_add(len).is_none_or(|end| end > self.len as u64) {
+            return Err(MapError::BeyondEnd { len, offset, size: self.len as u64 });
+        }
+        // SAFETY: inside the mapping, which lives while we do; the table checked that a writer may write.
+        Ok(unsafe { Lease::new(self.mapping.add(self.delta + offset as usize), len, self) })
     }
 }
 
 impl Drop for MappedMemory {
     fn drop(&mut self) {
+        // In a child the range was never there, and others may stand in its place, in the table of ranges too.
+        if !self.owner.is_this_process() {
+            return;
+        }
+        self.range.give_back();
         // SAFETY: exactly the range that mmap gave us; who kept a pointer kept an Arc of us as well.
         // An error can only mean that the range is gone already: nothing is left to do.
         let _ = unsafe { munmap(self.mapping.as_ptr().cast(), self.mapped_len) };

@@ -5,11 +5,30 @@
 //! 1. Guest memory is shared with a guest that may be hostile. No `&` or `&mut` is ever made into it:
 //!    only raw pointers, copied from and to with functions that do not assume that the bytes stand still.
 //! 2. A value that the guest wrote is read once, validated, and then used from the copy.
-//! 3. A pointer into a mapping is used only while something keeps the mapping alive (an `Arc` of it).
+//! 3. A pointer into a mapping is used only while something keeps the mapping alive (a [`Lease`], or the
+//!    [`GuestMemory`] that gave it).
 //! 4. A mapping may fault (a truncated file, a foreign hole): after a copy, ask whether the range is poisoned.
+//! 5. A mapping belongs to the process that made it: a forked child does not have it.
+//!
+//! From the bottom up: [`MappedMemory`] is one mapped range; [`Backing`] is what the table sees of it, and
+//! the seam for other kinds of memory; [`Region`]s with a backing make a [`GuestMemory`], an immutable table;
+//! [`SharedMemoryTable`] holds the table of the moment.
 
+mod backing;
+mod copy;
+mod error;
+mod fault;
+mod fork;
 mod guest;
 mod mapped;
+mod ranges;
+mod table;
 
-pub use guest::{GuestMemory, MemoryError, Region};
-pub use mapped::{Backing, MapError, MappedMemory, MemoryKind};
+pub use backing::{Access, Backing, Hold, Lease, MemoryKind};
+pub use copy::{Source, Target, copy_from_guest, copy_to_guest};
+pub use error::{MapError, MemoryError};
+pub use fault::faults;
+pub use fork::Owner;
+pub use guest::{GuestMemory, Region, Translator};
+pub use mapped::{HugePage, MappedMemory};
+pub use table::{CountedLease, SharedMemoryTable};

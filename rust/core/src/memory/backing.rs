@@ -1,0 +1,229 @@
+//! What backs a region of guest memory: the seam between the kinds of memory and everybody who uses it.
+//!
+//! A file is mapped whole for as long as its region lives, and its bytes have an address at any time
+//! ([`Backing::resident`]). Other kinds map on first touch, or for the length of one request. So nobody
+//! outside this room asks for an address without saying for how long: a [`Lease`] is an address and what
+//! keeps it mapped. For a file a lease costs an `Arc`, and the ring's fast path does without.
+//!
+//! # Safety
+//! A lease's pointer holds for its length while the lease lives; who makes one answers for that.
+#![allow(unsafe_code)]
+
+use std::{fmt, ptr::NonNull, sync::Arc};
+
+use super::{error::MapError, fork::Owner};
+
+/// How the bytes of a mapping are reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MemoryKind {
+    /// A shared file: memfd, hugetlbfs, a plain file.
+    File,
+}
+
+impl MemoryKind {
+    /// The stable name of the kind.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::File => "file",
+        }
+    }
+}
+
+/// What an access wants to do. Memory that is mapped for a request is mapped for no more than this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Read only.
+    Read,
+    /// Write, perhaps read too.
+    Write,
+}
+
+/// Something that keeps memory mapped until its last `Arc` is dropped.
+pub trait Hold: fmt::Debug + Send + Sync {
+    /// True once an access faulted and zeroes were put in the place of what is gone. It stays true.
+    fn poisoned(&self) -> bool;
+}
+
+/// What backs a region of guest memory.
+pub trait Backing: Hold {
+    /// The kind of memory.
+    fn kind(&self) -> MemoryKind;
+
+    /// Length in bytes.
+    fn len(&self) -> u64;
+
+    /// True for a range without a byte; none is ever made.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// May we write to it?
+    fn writable(&self) -> bool;
+
+    /// The process that may use it.
+    fn owner(&self) -> Owner;
+
+    /// The base, where the whole range is mapped at one address for as long as this object lives, and each
+    /// byte of it may be touched. The answer never changes.
+    fn resident(&self) -> Option<NonNull<u8>>;
+
+    /// Makes `len` bytes from `offset` reachable for `access`, until the lease is dropped.
+    ///
+    /// The caller has checked that the range is not empty, lies inside, and may be written if it asks so.
+    fn lease(self: Arc<Self>, offset: u64, len: u64, access: Access) -> Result<Lease, MapError>;
+}
+
+/// A range of memory that stays mapped while this lives.
+#[derive(Debug)]
+pub struct Lease {
+    base: NonNull<u8>,
+    len: u64,
+    /// None for an empty range.
+    hold: Option<Arc<dyn Hold>>,
+}
+
+// SAFETY: a pointer and its keeper, which is Send and Sync; whoever uses the pointer answers for the how.
+unsafe impl Send for Lease {}
+// SAFETY: as above.
+unsafe impl Sync for Lease {}
+
+impl Lease {
+    /// A lease on mapped memory.
+    ///
+    /// # Safety
+    /// `base` is mapped for `len` bytes while `hold` lives, for the access that was asked for.
+    pub unsafe fn new(base: NonNull<u8>, len: u64, hold: Arc<dyn Hold>) -> Self {
+        Self { base, len, hold: Some(hold) }
+    }
+
+    /// A lease on no byte.
+    pub fn empty() -> Self {
+        Self { base: NonNull::dangling(), len: 0, hold: None }
+    }
+
+    /// The first byte; dangling if the lease is empty.
+    pub fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Is there no byte?
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// True if the memory went away while it was, or before it was, leased: zeroes stand in for it.
+    pub fn poisoned(&self) -> bool {
+        self.hold.as_ref().is_some_and(|hold| hold.poisoned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::{
+        super::{GuestMemory, MappedMemory, MemoryError, Region},
+        *,
+    };
+
+    const PAGE: u64 = 4096;
+
+    fn memfd() -> Arc<MappedMemory> {
+        Arc::new(MappedMemory::memfd(PAGE).expect("a memfd").1)
+    }
+
+    /// Memory that is mapped for each access, as grants are: nothing resident, a lease that is given back.
+    #[derive(Debug)]
+    struct OnDemand {
+        memory: Arc<MappedMemory>,
+        live: Arc<AtomicUsize>,
+        broken: bool,
+    }
+
+    #[derive(Debug)]
+    struct Mapped(Lease, Arc<AtomicUsize>);
+
+    impl Hold for Mapped {
+        fn poisoned(&self) -> bool {
+            self.0.poisoned()
+        }
+    }
+
+    impl Drop for Mapped {
+        fn drop(&mut self) {
+            self.1.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    impl Hold for OnDemand {
+        fn poisoned(&self) -> bool {
+            false
+        }
+    }
+
+    impl Backing for OnDemand {
+        fn kind(&self) -> MemoryKind {
+            self.memory.kind()
+        }
+        fn len(&self) -> u64 {
+            self.memory.len()
+        }
+        fn writable(&self) -> bool {
+            true
+        }
+        fn owner(&self) -> Owner {
+            self.memory.owner()
+        }
+        fn resident(&self) -> Option<NonNull<u8>> {
+            None
+        }
+        fn lease(self: Arc<Self>, offset: u64, len: u64, access: Access) -> Result<Lease, MapError> {
+            if self.broken {
+                return Err(MapError::Length(len));
+            }
+            let inner = Arc::clone(&self.memory).lease(offset, len, access)?;
+            self.live.fetch_add(1, Ordering::Relaxed);
+            let base = inner.base();
+            // SAFETY: the inner lease is kept by the hold.
+            let lease = unsafe { Lease::new(base, len, Arc::new(Mapped(inner, Arc::clone(&self.live)))) };
+            Ok(lease)
+        }
+    }
+
+    #[test]
+    fn memory_mapped_on_demand_goes_through_the_same_table() {
+        let live = Arc::new(AtomicUsize::new(0));
+        let on_demand = |broken| Arc::new(OnDemand { memory: memfd(), live: Arc::clone(&live), broken });
+        let memory = GuestMemory::new(vec![
+            Region::new(0, 0, memfd()),
+            Region::new(PAGE, 0, on_demand(false)),
+            Region::new(2 * PAGE, 0, on_demand(true)),
+        ])
+        .expect("a table");
+        memory.write(PAGE - 3, b"abcdef").expect("file and on demand");
+        let mut back = [0; 6];
+        memory.read(PAGE - 3, &mut back).expect("file and on demand");
+        assert_eq!((&back, live.load(Ordering::Relaxed)), (b"abcdef", 0));
+
+        assert!(memory.translate(PAGE, 8).is_none(), "no address without a lease");
+        let mut leases = Vec::new();
+        let mut pieces = Vec::new();
+        memory
+            .reach(PAGE - 3, 6, Access::Write, &mut leases, |_, len| pieces.push(len))
+            .expect("leased for as long as we like");
+        assert_eq!((pieces, leases.len(), live.load(Ordering::Relaxed)), (vec![3, 3], 1, 1));
+        leases.clear();
+        assert_eq!(live.load(Ordering::Relaxed), 0);
+
+        let failed =
+            memory.reach(PAGE, 2 * PAGE, Access::Write, &mut leases, |_, _| panic!("before all is mapped"));
+        let source = MapError::Length(PAGE);
+        assert_eq!(failed, Err(MemoryError::Unreachable { address: PAGE, len: 2 * PAGE, source }));
+    }
+}
