@@ -14,6 +14,7 @@ import pytest
 
 from . import kernels
 from .guests import QemuGuest, UmlGuest
+from .hardware import Answer, Hardware, compile_shim, refuse
 
 
 def need(present: object, what: str) -> None:
@@ -74,3 +75,21 @@ def storage_daemon(tmp_path: Path) -> Iterator[Callable[[Path], StorageDaemon]]:
             return StorageDaemon(socket, process)
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library that puts a test in the place of hardware."""
+    need(shutil.which("cc"), "C compiler")
+    return compile_shim(tmp_path_factory.mktemp("shim"))
+
+
+@pytest.fixture
+def hardware(shim: Path, tmp_path: Path) -> Iterator[Callable[..., Hardware]]:
+    """Makes hardware that answers ioctls as the test says: `hardware(answer)`."""
+    with ExitStack() as stack:
+
+        def make(answer: Answer = refuse) -> Hardware:
+            return stack.enter_context(Hardware(shim, tmp_path / "hardware", answer))
+
+        yield make
