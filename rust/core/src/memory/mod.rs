@@ -22,6 +22,7 @@ mod fork;
 mod guest;
 mod mapped;
 mod ranges;
+mod rust_vmm;
 mod table;
 
 pub use backing::{Access, Backing, Hold, Lease, MemoryKind};
