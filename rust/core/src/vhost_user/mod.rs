@@ -8,18 +8,23 @@
 //! The codec is not told which features are on. The one thing on the wire that negotiation changes is
 //! the size of a memory region, and that is an argument: [`RegionFormat`].
 
+mod backend;
 mod code;
 mod error;
 mod features;
+mod memory_table;
 mod message;
 mod payload;
 mod reply;
 mod reverse;
+mod server;
 mod wire;
 
+pub use backend::{Backend, BackendError, OFFERED};
 pub use code::{BackendCode, Channel, FrontendCode, RequestName};
 pub use error::ProtocolError;
 pub use features::{ProtocolFeatures, Status, VringFlags, virtio_features};
+pub use memory_table::{MAX_MEMORY_SLOTS, MemorySlots, TableError};
 pub use message::{FrontendRequest, Outgoing};
 pub use payload::{
     ConfigSpace, DeviceStateTransfer, Inflight, IotlbMessage, LogArea, MAX_PAYLOAD, MemoryRegion,
@@ -27,4 +32,5 @@ pub use payload::{
 };
 pub use reply::Reply;
 pub use reverse::BackendRequest;
+pub use server::VhostUserServer;
 pub use wire::{Connection, Header, MAX_FDS, Message, Side};
