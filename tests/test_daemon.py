@@ -173,9 +173,10 @@ def test_a_child_that_outlives_its_daemon_is_ended_too() -> None:
     code = (
         "import subprocess, sys, time\n"
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
-        "print('child', child.pid, flush=True)\n" + LISTEN
+        "print('child', child.pid, flush=True)\n" + LISTEN + "listener.accept()"
     )
-    with python(code) as daemon:
+    with python(code) as daemon, socket.socket(socket.AF_UNIX) as client:
+        client.connect(daemon.socket)
         assert daemon.wait() == 0
         child = int(daemon.output().split()[1])
     assert gone(child)
@@ -187,14 +188,14 @@ def test_a_daemon_that_dies_in_mid_use_is_added_to_the_error() -> None:
         + "c, _ = listener.accept(); print('thread main panicked at rng.rs:42', flush=True); sys.exit(101)"
     )
 
-    def use(daemon: Daemon) -> None:
-        with socket.socket(socket.AF_UNIX) as client:
+    def use() -> None:
+        with python(code) as daemon, socket.socket(socket.AF_UNIX) as client:
             client.connect(daemon.socket)
             client.recv(1)
-        raise DisconnectedError("the backend hung up after SET_VRING_ENABLE")
+            raise DisconnectedError("the backend hung up after SET_VRING_ENABLE")
 
-    with pytest.raises(DisconnectedError) as caught, python(code) as daemon:
-        use(daemon)
+    with pytest.raises(DisconnectedError) as caught:
+        use()
     (note,) = caught.value.__notes__
     assert "ended with status 101." in note
     assert "    thread main panicked at rng.rs:42" in note
@@ -202,16 +203,17 @@ def test_a_daemon_that_dies_in_mid_use_is_added_to_the_error() -> None:
 
 def test_a_death_that_nobody_noticed_is_an_error_at_the_end() -> None:
     code = LISTEN + "listener.accept(); sys.exit('panicked')"
-    with (
-        pytest.raises(
-            DaemonError, match=r"ended with status 1 while it was in use It printed|while it was in use"
-        ),
-        python(code) as daemon,
-        socket.socket(socket.AF_UNIX) as client,
+
+    def use() -> None:
+        with python(code) as daemon, socket.socket(socket.AF_UNIX) as client:
+            client.connect(daemon.socket)
+            assert client.recv(1) == b""
+            os.waitid(os.P_PID, daemon.pid, os.WEXITED | os.WNOWAIT)
+
+    with pytest.raises(
+        DaemonError, match=r"(?s)ended with status 1 while it was in use\. It printed:.*panicked"
     ):
-        client.connect(daemon.socket)
-        assert client.recv(1) == b""
-        os.waitid(os.P_PID, daemon.pid, os.WEXITED | os.WNOWAIT)
+        use()
 
 
 def test_a_death_that_was_waited_for_is_none() -> None:

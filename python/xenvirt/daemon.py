@@ -90,8 +90,8 @@ class Daemon:
         self._expected = False
         if not any("{socket}" in text or "{dir}" in text for text in (*self._args, *self._env.values())):
             raise ValueError(
-                f"no argument of {self._program} has {{socket}} or {{dir}}: it would not know where to open its "
-                f"socket; write for instance --socket-path={{socket}}"
+                f"no argument of {self._program} has {{socket}} or {{dir}}: it would not know where to open "
+                "its socket; write for instance --socket-path={socket}"
             )
 
     # ---- what can be asked
@@ -308,7 +308,8 @@ class Daemon:
 
     def _not_found(self) -> str:
         if os.sep not in self._program:
-            return f"{self._program} is not in the PATH: install it, or give its path ({os.environ.get('PATH', '')})"
+            path = self._env.get("PATH", os.environ.get("PATH", ""))
+            return f"{self._program} is not in the PATH: install it, or give its path (PATH is {path})"
         if not Path(self._program).exists():
             return f"{self._program} does not exist"
         return f"{self._program} is not executable: chmod +x, or start its interpreter"
