@@ -92,6 +92,12 @@ impl EventLoop {
         epoll::add(&self.epoll, fd, EventData::new_u64(token), EventFlags::IN)
     }
 
+    /// Watches a descriptor for room to write as well, or no longer. One that is not watched is left alone.
+    pub fn watch_output(&self, fd: BorrowedFd<'_>, token: u64, output: bool) {
+        let flags = if output { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN };
+        let _ = epoll::modify(&self.epoll, fd, EventData::new_u64(token), flags);
+    }
+
     /// Stops watching a descriptor. One that is not watched is no error: it may have been closed.
     pub fn unwatch(&self, fd: BorrowedFd<'_>) {
         let _ = epoll::delete(&self.epoll, fd);

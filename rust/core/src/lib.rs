@@ -5,7 +5,9 @@
 //! immutable snapshot ([`memory::GuestMemory`], the ring addresses), and the data path takes the new
 //! snapshot up between two requests.
 
+pub mod endpoint;
 pub mod event_loop;
+pub mod in_process;
 pub mod memory;
 pub mod ring;
 pub mod vhost_user;

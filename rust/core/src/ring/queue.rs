@@ -200,6 +200,11 @@ impl VirtQueue {
         self.lock().paused = false;
     }
 
+    /// True while it has a ring, paused and failed ones included.
+    pub fn is_started(&self) -> bool {
+        self.lock().ring.is_some()
+    }
+
     /// What the queue does.
     pub fn state(&self) -> QueueState {
         let inner = self.lock();
@@ -255,15 +260,17 @@ impl VirtQueue {
     }
 
     /// The driver kicked, and the device is about to look: no more kicks until [`Self::processed`].
-    pub fn kicked(&self) {
+    /// False when there is nothing to look at: the queue does not run, is paused or failed.
+    pub fn kicked(&self) -> bool {
         let mut inner = self.lock();
+        let Ok(Some(ring)) = inner.running() else { return false };
+        ring.disarm();
+        let looked = ring.look();
         inner.counters.kicks += 1;
-        if let Ok(Some(ring)) = inner.running() {
-            ring.disarm();
-            if let Err(error) = ring.look() {
-                inner.fail(error);
-            }
+        if let Err(error) = looked {
+            inner.fail(error);
         }
+        true
     }
 
     /// The device has looked: asks for a kick for whatever comes on top, also when the device left

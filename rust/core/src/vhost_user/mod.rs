@@ -12,6 +12,7 @@
 //! `describe` and `log` put it in words; `frontend` stands on `exchange`, `connect`, `wait` and
 //! `reverse_channel`.
 
+mod backend;
 mod code;
 mod connect;
 mod describe;
@@ -21,14 +22,17 @@ mod features;
 mod frontend;
 mod frontend_error;
 mod log;
+mod memory_table;
 mod message;
 mod payload;
 mod reply;
 mod reverse;
 mod reverse_channel;
+mod server;
 mod wait;
 mod wire;
 
+pub use backend::{Backend, BackendError, OFFERED};
 pub use code::{BackendCode, Channel, FrontendCode, RequestName};
 pub use describe::{describe_reply, describe_request};
 pub use error::ProtocolError;
@@ -36,6 +40,7 @@ pub use features::{ProtocolFeatures, Status, VringFlags, virtio_features};
 pub use frontend::{Frontend, RingSetup};
 pub use frontend_error::FrontendError;
 pub use log::WireLog;
+pub use memory_table::{MAX_MEMORY_SLOTS, MemorySlots, TableError};
 pub use message::{FrontendRequest, Outgoing};
 pub use payload::{
     ConfigSpace, DeviceStateTransfer, Inflight, IotlbMessage, LogArea, MAX_PAYLOAD, MemoryRegion,
@@ -43,5 +48,6 @@ pub use payload::{
 };
 pub use reply::Reply;
 pub use reverse::BackendRequest;
+pub use server::VhostUserServer;
 pub use wait::{Interrupt, Patience};
 pub use wire::{Connection, Header, MAX_FDS, Message, Side};

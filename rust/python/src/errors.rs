@@ -1,0 +1,145 @@
+//! The one crossing from errors of the core to exceptions of `xenvirt.errors`.
+
+use pyo3::{exceptions::PyOSError, import_exception, prelude::*};
+use rustix::io::Errno;
+use xenvirt_core::{
+    in_process::StartError,
+    memory::{MapError, MemoryError},
+    ring::{ChainError, RingError},
+    vhost_user::ProtocolError,
+};
+
+mod python {
+    //! The classes, defined in Python.
+    use super::import_exception;
+    import_exception!(xenvirt.errors, DeviceFailedError);
+    import_exception!(xenvirt.errors, DisconnectedError);
+    import_exception!(xenvirt.errors, GuestAddressError);
+    import_exception!(xenvirt.errors, GuestMemoryFault);
+    import_exception!(xenvirt.errors, MapError);
+    import_exception!(xenvirt.errors, MemoryTableError);
+    import_exception!(xenvirt.errors, NegotiationError);
+    import_exception!(xenvirt.errors, ProtocolError);
+    import_exception!(xenvirt.errors, QueueStoppedError);
+    import_exception!(xenvirt.errors, ReadOnlyMemoryError);
+    import_exception!(xenvirt.errors, RingError);
+    import_exception!(xenvirt.errors, StaleChainError);
+}
+
+/// Whatever a function of this module can fail with; `?` makes it, Python sees the exception.
+#[derive(Debug)]
+pub enum Error {
+    /// An access to guest memory, or its table.
+    Memory(MemoryError),
+    /// A mapping.
+    Map(MapError),
+    /// A rule of the ring, of the queue of that index.
+    Ring(u16, RingError),
+    /// One chain.
+    Chain(ChainError),
+    /// A message.
+    Protocol(ProtocolError),
+    /// In-process driver and device.
+    Start(StartError),
+    /// The kernel, where no object of ours is to blame.
+    Errno(Errno),
+    /// An exception already.
+    Python(PyErr),
+}
+
+impl From<Error> for PyErr {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Memory(error) => memory(&error),
+            Error::Map(error) => map(&error),
+            Error::Ring(index, error) => ring(Some(index), &error),
+            Error::Chain(error) => chain(&error),
+            Error::Protocol(error) => protocol(&error),
+            Error::Start(error) => start(&error),
+            Error::Errno(errno) => os_error(errno, &errno.to_string()),
+            Error::Python(error) => error,
+        }
+    }
+}
+
+fn os_error(errno: Errno, text: &str) -> PyErr {
+    // OSError chooses its subclass (PermissionError, ...) by the number.
+    PyOSError::new_err((errno.raw_os_error(), text.to_owned()))
+}
+
+fn memory(error: &MemoryError) -> PyErr {
+    let text = error.to_string();
+    match error {
+        MemoryError::OutOfRange { .. } => python::GuestAddressError::new_err(text),
+        MemoryError::BadTable(_) => python::MemoryTableError::new_err(text),
+        MemoryError::ReadOnly { .. } => python::ReadOnlyMemoryError::new_err(text),
+        _ => python::GuestMemoryFault::new_err(text),
+    }
+}
+
+fn map(error: &MapError) -> PyErr {
+    python::MapError::new_err(error.to_string())
+}
+
+fn ring(index: Option<u16>, error: &RingError) -> PyErr {
+    let text = match index {
+        Some(index) => format!("queue {index}: {error}"),
+        None => error.to_string(),
+    };
+    match error {
+        RingError::DeviceFailed => python::DeviceFailedError::new_err((text, index)),
+        _ => python::RingError::new_err((text, error.rule(), index)),
+    }
+}
+
+fn chain(error: &ChainError) -> PyErr {
+    let text = error.to_string();
+    match error {
+        ChainError::Stale { .. } => python::StaleChainError::new_err(text),
+        ChainError::Completed { .. } | ChainError::DoesNotFit { .. } => {
+            pyo3::exceptions::PyValueError::new_err(text)
+        }
+        ChainError::Fault { .. } => python::GuestMemoryFault::new_err(text),
+        ChainError::Io { errno, .. } => os_error(*errno, &text),
+        _ => python::StaleChainError::new_err(text),
+    }
+}
+
+fn protocol(error: &ProtocolError) -> PyErr {
+    let text = error.to_string();
+    if error.is_disconnect() {
+        python::DisconnectedError::new_err(text)
+    } else {
+        python::ProtocolError::new_err(text)
+    }
+}
+
+fn start(error: &StartError) -> PyErr {
+    match error {
+        StartError::Ring { index, error } => ring(u16::try_from(*index).ok(), error),
+        StartError::Memory(error) => memory(error),
+        StartError::Kick(errno) => os_error(*errno, &error.to_string()),
+        StartError::Busy => python::QueueStoppedError::new_err(error.to_string()),
+        _ => python::NegotiationError::new_err(error.to_string()),
+    }
+}
+
+macro_rules! from {
+    ($($variant:ident($source:ty)),* $(,)?) => {
+        $(impl From<$source> for Error {
+            fn from(error: $source) -> Self {
+                Self::$variant(error)
+            }
+        })*
+    };
+}
+
+from!(
+    Memory(MemoryError),
+    Map(MapError),
+    Chain(ChainError),
+    Protocol(ProtocolError),
+    Start(StartError),
+    Errno(Errno),
+    Python(PyErr),
+);
