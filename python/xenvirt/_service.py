@@ -78,13 +78,13 @@ class Service:
             log.error("%s: the driver broke a rule, queue %d stops: %s", self.label, queue.index, error)
         else:
             log.exception("%s: process failed, queue %d stops", self.label, queue.index, exc_info=error)
-        self.endpoint.fail_queue(queue.index, f"{type(error).__name__}: {error}")
+        self.endpoint.fail_queue(queue.index)
         if self._failed is not None:
             self._failed(queue.index, error)
 
     def _activate(self) -> None:
         endpoint = self.endpoint
-        self.session = Session(endpoint.negotiated_features, endpoint.queues, endpoint.memory, endpoint)
+        self.session = Session(endpoint.negotiated_features, endpoint.queues, endpoint)
         log.info("%s: the driver is ready, features %#x", self.label, endpoint.negotiated_features)
         session = self.session
         self._guard("activate", lambda: self.device.activate(session))
@@ -101,7 +101,7 @@ class Service:
         except Exception as error:
             log.exception("%s: %s failed, the device stops", self.label, method)
             for queue in self.endpoint.queues:
-                self.endpoint.fail_queue(queue.index, f"{method}: {type(error).__name__}: {error}")
+                self.endpoint.fail_queue(queue.index)
             if self._failed is not None:
                 self._failed(None, error)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from xenvirt._native import Endpoint, GuestMemory, VirtQueue
+    from xenvirt._native import Endpoint, VirtQueue
     from xenvirt.virtio.ids import DeviceId
     from xenvirt.virtio.structure import Structure
 
@@ -33,13 +33,11 @@ class Session:
         features: the feature bits that driver and device agreed on, those of the transport and ring included
             (virtio 1.3, section 2.2). An ``int``; compare with the ``IntFlag`` classes of ``xenvirt.virtio``.
         queues: all queues of the device, in order. A driver need not use each: ``queue.running`` tells.
-        memory: the guest's memory, for what is not in a chain. Its table follows the guest's.
     """
 
-    def __init__(self, features: int, queues: tuple[VirtQueue, ...], memory: GuestMemory, endpoint: Endpoint) -> None:
+    def __init__(self, features: int, queues: tuple[VirtQueue, ...], endpoint: Endpoint) -> None:
         self.features = features
         self.queues = queues
-        self.memory = memory
         self._endpoint = endpoint
         self._callbacks: dict[int, Callable[[], object]] = {}
 

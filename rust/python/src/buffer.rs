@@ -14,7 +14,6 @@ use rustix::io::Errno;
 ///
 /// # Errors
 /// `OSError` (EBADF) where `fd` is not open.
-#[allow(dead_code)]
 pub fn duplicate_fd(fd: i32) -> PyResult<OwnedFd> {
     if fd < 0 {
         return Err(PyOSError::new_err((

@@ -1,8 +1,16 @@
 //! `xenvirt._native`: the core of xenvirt for Python. No logic stands here.
 
 mod buffer;
+mod endpoint;
 mod errors;
+mod queue;
 
 /// The module, as Python sees it.
 #[pyo3::pymodule]
-mod _native {}
+mod _native {
+    #[pymodule_export]
+    use crate::{
+        endpoint::{Endpoint, Event, QueueWorker},
+        queue::{Chain, VirtQueue},
+    };
+}
