@@ -26,6 +26,11 @@ impl Descriptor {
         let (first, second) = (u64::from_le(first), u64::from_le(second));
         Self { address: first, len: second as u32, flags: (second >> 32) as u16, next: (second >> 48) as u16 }
     }
+
+    pub(super) fn to_words(self) -> (u64, u64) {
+        let second = u64::from(self.len) | u64::from(self.flags) << 32 | u64::from(self.next) << 48;
+        (self.address.to_le(), second.to_le())
+    }
 }
 
 /// Reads a descriptor once.
@@ -47,6 +52,20 @@ pub(super) unsafe fn load_descriptor(at: *const u8) -> Descriptor {
         let (first, second) = bytes.split_at(8);
         let word = |half: &[u8]| half.iter().rev().fold(0u64, |word, &byte| word << 8 | u64::from(byte));
         Descriptor::from_words(word(first).to_le(), word(second).to_le())
+    }
+}
+
+/// Writes a descriptor.
+///
+/// # Safety
+/// 16 mapped, writable bytes at `at`, aligned to 8.
+pub(super) unsafe fn store_descriptor(at: *mut u8, descriptor: Descriptor) {
+    let (first, second) = descriptor.to_words();
+    let words = at.cast::<u64>();
+    // SAFETY: the caller's promise.
+    unsafe {
+        words.write_volatile(first);
+        words.add(1).write_volatile(second);
     }
 }
 
@@ -82,4 +101,14 @@ pub(super) unsafe fn store_used(at: *mut u8, id: u32, len: u32) {
         words.write_volatile(id.to_le());
         words.add(1).write_volatile(len.to_le());
     }
+}
+
+/// Reads an entry of the used ring once.
+///
+/// # Safety
+/// Eight mapped bytes at `at`, aligned to 4.
+pub(super) unsafe fn load_used(at: *const u8) -> (u32, u32) {
+    let words = at.cast::<u32>();
+    // SAFETY: the caller's promise.
+    unsafe { (u32::from_le(words.read_volatile()), u32::from_le(words.add(1).read_volatile())) }
 }

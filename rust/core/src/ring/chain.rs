@@ -6,18 +6,10 @@
 //! a segment: bytes are copied by pointer, or by the kernel.
 #![allow(unsafe_code)]
 
-use std::{
-    os::fd::{AsRawFd, BorrowedFd},
-    sync::Arc,
-};
+use std::{os::fd::BorrowedFd, sync::Arc};
 
-use rustix::io::Errno;
-
-use super::{error::ChainError, queue::VirtQueue};
-use crate::memory::GuestMemory;
-
-/// The most buffers that the kernel takes in one call.
-const IOV_MAX: usize = 1024;
+use super::{error::ChainError, queue::VirtQueue, transfer};
+use crate::memory::{GuestMemory, Source, Target};
 
 /// A piece of a buffer: a range of our memory that was checked.
 #[derive(Clone, Copy, Debug)]
@@ -106,7 +98,7 @@ pub struct QueueChain {
     queue: Arc<VirtQueue>,
     generation: u64,
     /// Keeps the segments mapped.
-    _memory: GuestMemory,
+    memory: GuestMemory,
     chain: Chain,
     read_at: Cursor,
     write_at: Cursor,
@@ -121,7 +113,7 @@ impl QueueChain {
         Self {
             queue,
             generation,
-            _memory: memory,
+            memory,
             chain,
             read_at: Cursor::default(),
             write_at,
@@ -163,10 +155,7 @@ impl QueueChain {
 
     /// Is the chain still the device's: neither completed nor stale?
     pub fn check(&self) -> Result<(), ChainError> {
-        if self.completed {
-            return Err(ChainError::Completed { head: self.head() });
-        }
-        self.queue.while_current(self.generation, || ()).ok_or(ChainError::Stale { head: self.head() })
+        self.access(|_| ())
     }
 
     fn readable_part(&self) -> &[Segment] {
@@ -175,23 +164,17 @@ impl QueueChain {
 
     /// Reads the next bytes into `target`, and returns how many: fewer than asked only at the end.
     pub fn read(&mut self, target: &mut [u8]) -> Result<usize, ChainError> {
-        // SAFETY: a slice is valid for its length.
-        unsafe { self.read_raw(target.as_mut_ptr(), target.len()) }
+        self.read_into(target.into())
     }
 
-    /// Reads the next bytes to where `target` points, and returns how many.
-    ///
-    /// # Safety
-    /// `target` is valid for writes of `len` bytes.
-    pub unsafe fn read_raw(&mut self, target: *mut u8, len: usize) -> Result<usize, ChainError> {
-        let len = self.readable().min(len as u64);
+    /// [`Self::read`], into bytes that others may look at meanwhile.
+    pub fn read_into(&mut self, mut target: Target<'_>) -> Result<usize, ChainError> {
+        let len = self.readable().min(target.len() as u64);
+        let target = target.take(len as usize);
         self.access(|chain| {
-            let mut target = target;
-            for piece in chain.read_at.pieces(chain.readable_part(), len) {
-                // SAFETY: the piece is mapped; the pieces sum up to at most the target's length.
-                unsafe { std::ptr::copy(piece.base, target, piece.len as usize) };
-                target = target.wrapping_add(piece.len as usize);
-            }
+            let pieces = chain.read_at.pieces(chain.readable_part(), len);
+            // SAFETY: the pieces are mapped, and together they are as long as the target.
+            unsafe { transfer::drain(pieces, target) };
         })?;
         self.skip_read(len);
         Ok(len as usize)
@@ -205,39 +188,34 @@ impl QueueChain {
 
     /// Writes all of `source` to the next bytes, or nothing when it does not fit.
     pub fn write(&mut self, source: &[u8]) -> Result<(), ChainError> {
-        // SAFETY: a slice is valid for its length.
-        unsafe { self.write_raw(source.as_ptr(), source.len()) }
+        self.write_from(source.into())
     }
 
-    /// Writes all of the bytes at `source`, or nothing when they do not fit.
-    ///
-    /// # Safety
-    /// `source` is valid for reads of `len` bytes.
-    pub unsafe fn write_raw(&mut self, source: *const u8, len: usize) -> Result<(), ChainError> {
-        let (len, room) = (len as u64, self.writable());
+    /// [`Self::write`], from bytes that others may change meanwhile.
+    pub fn write_from(&mut self, source: Source<'_>) -> Result<(), ChainError> {
+        let (len, room) = (source.len() as u64, self.writable());
         if len > room {
             return Err(ChainError::DoesNotFit { head: self.head(), len, room });
         }
         self.access(|chain| {
-            let mut source = source;
-            for piece in chain.write_at.pieces(&chain.chain.segments, len) {
-                // SAFETY: the piece is mapped writable; the pieces sum up to the source's length.
-                unsafe { std::ptr::copy(source, piece.base, piece.len as usize) };
-                source = source.wrapping_add(piece.len as usize);
-            }
+            let pieces = chain.write_at.pieces(&chain.chain.segments, len);
+            // SAFETY: the pieces are mapped and writable, and together they are as long as the source.
+            unsafe { transfer::fill(pieces, source) };
         })?;
         self.write_at.advance(&self.chain.segments, len);
         self.written += len;
         Ok(())
     }
 
-    /// Runs a copy while the chain cannot become stale.
+    /// Runs a copy while the chain cannot become stale, and asks afterwards whether the memory held.
     fn access<T>(&self, copy: impl FnOnce(&Self) -> T) -> Result<T, ChainError> {
         let head = self.head();
         if self.completed {
             return Err(ChainError::Completed { head });
         }
-        self.queue.while_current(self.generation, || copy(self)).ok_or(ChainError::Stale { head })
+        let copied = self.queue.while_current(self.generation, || copy(self));
+        let result = copied.ok_or(ChainError::Stale { head })?;
+        if self.memory.poisoned() { Err(ChainError::Fault { head }) } else { Ok(result) }
     }
 
     /// Moves up to `len` bytes of a file to the next writable bytes, straight into guest memory, and
@@ -251,16 +229,9 @@ impl QueueChain {
     ) -> Result<u64, ChainError> {
         let len = len.min(self.writable());
         let moved = self.access(|chain| {
-            move_bytes(chain.write_at.pieces(&chain.chain.segments, len), offset, |iov, offset| {
-                let count = iov.len() as libc::c_int;
-                // SAFETY: each iovec is a checked, mapped, writable range.
-                unsafe {
-                    match offset {
-                        Some(at) => libc::preadv(fd.as_raw_fd(), iov.as_ptr(), count, at),
-                        None => libc::readv(fd.as_raw_fd(), iov.as_ptr(), count),
-                    }
-                }
-            })
+            let pieces = chain.write_at.pieces(&chain.chain.segments, len);
+            // SAFETY: the pieces are mapped and writable.
+            unsafe { transfer::from_file(fd, pieces, offset) }
         })?;
         let moved = moved.map_err(|errno| ChainError::Io { head: self.head(), errno })?;
         self.write_at.advance(&self.chain.segments, moved);
@@ -278,16 +249,9 @@ impl QueueChain {
     ) -> Result<u64, ChainError> {
         let len = len.min(self.readable());
         let moved = self.access(|chain| {
-            move_bytes(chain.read_at.pieces(chain.readable_part(), len), offset, |iov, offset| {
-                let count = iov.len() as libc::c_int;
-                // SAFETY: each iovec is a checked, mapped range.
-                unsafe {
-                    match offset {
-                        Some(at) => libc::pwritev(fd.as_raw_fd(), iov.as_ptr(), count, at),
-                        None => libc::writev(fd.as_raw_fd(), iov.as_ptr(), count),
-                    }
-                }
-            })
+            let pieces = chain.read_at.pieces(chain.readable_part(), len);
+            // SAFETY: the pieces are mapped.
+            unsafe { transfer::to_file(fd, pieces, offset) }
         })?;
         let moved = moved.map_err(|errno| ChainError::Io { head: self.head(), errno })?;
         self.skip_read(moved);
@@ -326,53 +290,5 @@ impl Drop for QueueChain {
         let segments = std::mem::take(&mut self.chain.segments);
         let abandoned = (!self.completed).then_some(self.chain.head);
         self.queue.give_back(self.generation, abandoned, segments);
-    }
-}
-
-/// Calls `transfer` with lists of at most [`IOV_MAX`] pieces until one of them comes back short. An
-/// error after some bytes were moved is told by the next call.
-fn move_bytes(
-    pieces: impl Iterator<Item = Segment>,
-    offset: Option<u64>,
-    transfer: impl Fn(&[libc::iovec], Option<libc::off_t>) -> isize,
-) -> Result<u64, Errno> {
-    let mut pieces = pieces.peekable();
-    let mut iov = Vec::with_capacity(pieces.size_hint().0.min(IOV_MAX));
-    let mut total = 0u64;
-    while pieces.peek().is_some() {
-        iov.clear();
-        let part = pieces.by_ref().take(IOV_MAX);
-        iov.extend(part.map(|p| libc::iovec { iov_base: p.base.cast(), iov_len: p.len as usize }));
-        let wanted: u64 = iov.iter().map(|piece| piece.iov_len as u64).sum();
-        let at = match offset.map(|start| start.checked_add(total).and_then(|at| at.try_into().ok())) {
-            Some(None) => return Err(Errno::OVERFLOW),
-            Some(at) => at,
-            None => None,
-        };
-        match retry(|| transfer(&iov, at)) {
-            Ok(moved) => {
-                total += moved;
-                if moved < wanted {
-                    break;
-                }
-            }
-            Err(errno) if total == 0 => return Err(errno),
-            Err(_) => break,
-        }
-    }
-    Ok(total)
-}
-
-/// A system call, again when a signal interrupted it before it did anything.
-fn retry(call: impl Fn() -> isize) -> Result<u64, Errno> {
-    loop {
-        if let Ok(moved) = u64::try_from(call()) {
-            return Ok(moved);
-        }
-        let errno = std::io::Error::last_os_error();
-        let errno = errno.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error);
-        if errno != Errno::INTR {
-            return Err(errno);
-        }
     }
 }

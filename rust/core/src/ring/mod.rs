@@ -4,25 +4,38 @@
 //! [`QueueBatch`]) whose descriptors were read once, checked and translated; the device reads and
 //! writes its bytes; completing it puts it in the used ring and calls the driver, if the driver wants.
 //!
+//! The driver's half is a [`DriverRing`], and a [`DriverQueue`] with memory for the buffers: bytes go in,
+//! bytes come out.
+//!
 //! Two types: a [`RingConfig`] is what somebody says about a ring, a [`Ring`] is one that runs; what
 //! runs was checked. A driver that breaks a rule gets a [`RingError`] that names it, never a panic, a
 //! hang, or an access outside of the guest's memory.
 
 mod access;
+mod arena;
+mod batch;
 mod chain;
+mod driver_queue;
+mod driver_side;
 mod error;
 mod in_flight;
 mod layout;
 mod queue;
+mod requests;
 mod split;
 #[cfg(test)]
 mod test_guest;
+mod transfer;
 mod translate;
 
+pub use batch::{BatchError, Mask, QueueBatch};
 pub use chain::{Chain, QueueChain, Segment};
+pub use driver_queue::{Completion, DriverError, DriverQueue};
+pub use driver_side::{Buffer, DriverRing, UsedChain};
 pub use error::{ChainError, RULES, RingError, RingPart};
 pub use layout::MAX_QUEUE_SIZE;
 pub use queue::{QueueCounters, QueueState, VirtQueue};
+pub use requests::BatchLayout;
 pub use split::SplitRing;
 
 use crate::memory::GuestMemory;

@@ -8,13 +8,17 @@ use std::{
 
 use super::{
     Ring, RingConfig, SplitRing,
+    batch::{BatchStorage, QueueBatch},
     chain::{Chain, QueueChain, Segment},
     error::{ChainError, RingError},
+    requests::BatchLayout,
 };
 use crate::{event_loop::signal, memory::GuestMemory};
 
 /// How many lists of segments are kept for the next chains.
 const SPARE: usize = 64;
+/// How much storage of batches is kept for the next ones.
+const SPARE_BATCHES: usize = 2;
 
 /// What a queue does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +57,7 @@ struct Inner {
     err: Option<OwnedFd>,
     counters: QueueCounters,
     spare: Vec<Vec<Segment>>,
+    spare_batches: Vec<BatchStorage>,
 }
 
 impl Inner {
@@ -333,6 +338,27 @@ impl VirtQueue {
         }
     }
 
+    /// Takes up to `limit` chains at once, each with a header and a trailer of the given sizes. `None`
+    /// as for [`Self::pop`]. When a chain breaks a rule (or is too short for its header and trailer),
+    /// those before it are handed out first.
+    pub fn pop_batch(
+        self: &Arc<Self>,
+        limit: usize,
+        layout: BatchLayout,
+    ) -> Result<Option<QueueBatch>, RingError> {
+        let mut inner = self.lock();
+        let mut storage = inner.spare_batches.pop().unwrap_or_default();
+        storage.requests.begin(layout);
+        let Some(ring) = inner.running()? else { return Ok(None) };
+        let taken = ring.take_many(limit, &mut storage.requests);
+        if storage.requests.list.is_empty() {
+            inner.spare_batches.push(storage);
+            return taken.map(|()| None).map_err(|error| inner.fail(error));
+        }
+        let memory = ring.memory().clone();
+        Ok(Some(QueueBatch::new(Arc::clone(self), self.generation(), memory, storage)))
+    }
+
     /// Puts a chain in the used ring, and calls if the driver wants.
     pub(super) fn complete(
         &self,
@@ -358,6 +384,48 @@ impl VirtQueue {
             inner.call();
         }
         Ok(())
+    }
+
+    /// Puts chains in the used ring, each with its head, the bytes written and the bytes read; publishes
+    /// them together and calls at most once. `None` when the generation has ended.
+    pub(super) fn complete_all(
+        &self,
+        generation: u64,
+        chains: impl Iterator<Item = (u16, u64, u64)>,
+    ) -> Option<()> {
+        let mut inner = self.lock();
+        if self.generation() != generation {
+            return None;
+        }
+        let mut counters = inner.counters;
+        let ring = inner.split()?;
+        for (head, written, read) in chains {
+            if ring.put(head, u32::try_from(written).unwrap_or(u32::MAX)) {
+                counters.chains += 1;
+                counters.bytes_read += read;
+                counters.bytes_written += written;
+            }
+        }
+        let call = ring.publish();
+        inner.counters = counters;
+        if call {
+            inner.call();
+        }
+        Some(())
+    }
+
+    /// A batch ends; see [`Self::give_back`].
+    pub(super) fn give_back_batch(&self, generation: u64, abandoned: &[u16], storage: BatchStorage) {
+        let mut inner = self.lock();
+        if !abandoned.is_empty()
+            && self.generation() == generation
+            && let Some(ring) = inner.split()
+        {
+            abandoned.iter().for_each(|&head| ring.abandon(head));
+        }
+        if inner.spare_batches.len() < SPARE_BATCHES {
+            inner.spare_batches.push(storage);
+        }
     }
 
     /// A chain ends: its storage comes back, and nobody can complete it any more.

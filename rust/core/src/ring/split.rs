@@ -14,6 +14,7 @@ use super::{
     error::{RingError, RingPart},
     in_flight::InFlight,
     layout::{self, INDIRECT, NEXT, NO_INTERRUPT, NO_NOTIFY, WRITE},
+    requests::Requests,
     translate::Translator,
     {RingConfig, RingFeatures},
 };
@@ -52,14 +53,19 @@ pub struct SplitRing {
 unsafe impl Send for SplitRing {}
 
 /// The host pointers of the three parts.
-struct Parts {
-    descriptors: *const u8,
-    available: *const u8,
-    used: *mut u8,
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub descriptors: *mut u8,
+    pub available: *mut u8,
+    pub used: *mut u8,
 }
 
-fn locate(config: &RingConfig, translator: &mut Translator) -> Result<Parts, RingError> {
+/// Checks a ring's size and where its parts are, and translates them for their whole length.
+pub(super) fn locate(config: &RingConfig, translator: &mut Translator) -> Result<Parts, RingError> {
     let (size, event_idx) = (config.size, config.features.event_idx);
+    if !size.is_power_of_two() || size > layout::MAX_QUEUE_SIZE {
+        return Err(RingError::QueueSize { size: size.into(), max: layout::MAX_QUEUE_SIZE });
+    }
     let mut find = |part, address: u64, len: usize, align: u64| {
         if !address.is_multiple_of(align) {
             return Err(RingError::RingAlignment { part, address, align });
@@ -96,9 +102,6 @@ impl SplitRing {
     /// Checks everything about the ring and takes it up at `config.next_available`.
     pub(super) fn new(config: &RingConfig, memory: &GuestMemory) -> Result<Self, RingError> {
         let size = config.size;
-        if !size.is_power_of_two() || size > layout::MAX_QUEUE_SIZE {
-            return Err(RingError::QueueSize { size: size.into(), max: layout::MAX_QUEUE_SIZE });
-        }
         let mut translator = Translator::new(memory);
         let Parts { descriptors, available, used } = locate(config, &mut translator)?;
         // SAFETY: located for its whole length, aligned to 4.
@@ -182,6 +185,9 @@ impl SplitRing {
         // SAFETY: within the available ring, aligned to 2.
         let index =
             unsafe { load_u16(self.available.wrapping_add(layout::AVAILABLE_INDEX), Ordering::Acquire) };
+        if self.memory.poisoned() {
+            return Err(RingError::MemoryFault);
+        }
         let waiting = index.wrapping_sub(self.next_available);
         if waiting > self.size {
             return Err(RingError::AvailableIndex { index, next: self.next_available, size: self.size });
@@ -211,12 +217,38 @@ impl SplitRing {
             return Err(RingError::HeadInFlight { head });
         }
         match self.walk(head, segments) {
+            Ok(_) if self.memory.poisoned() => {
+                segments.truncate(first);
+                Err(RingError::MemoryFault)
+            }
             Ok(extent) => Ok(Some(extent)),
             Err(error) => {
                 segments.truncate(first);
                 Err(error)
             }
         }
+    }
+
+    /// Takes up to `limit` chains of those that are there now. When there is none, notifications are
+    /// armed; when one breaks a rule, those before it have been taken.
+    pub(super) fn take_many(&mut self, limit: usize, requests: &mut Requests) -> Result<(), RingError> {
+        while self.look()? == 0 {
+            if !self.arm()? {
+                return Ok(());
+            }
+        }
+        for _ in 0..limit {
+            let Some(extent) = self.take(requests.segments())? else { break };
+            requests.add(&extent)?;
+            self.accept(extent.head);
+        }
+        if self.memory.poisoned() {
+            // What was read may be the zeroes that stand in for it.
+            requests.list.iter().for_each(|request| self.in_flight.abandon(request.head));
+            requests.list.clear();
+            return Err(RingError::MemoryFault);
+        }
+        Ok(())
     }
 
     /// What [`Self::take`] returned is accepted: it is with the device now.

@@ -1,0 +1,456 @@
+//! Many chains in one go: columns of header fields, and copies between a buffer (or a file) and all of
+//! the requests at once.
+//!
+//! # Safety
+//! The segments of a batch were checked by the walk, and the batch keeps the memory table from which
+//! they were translated. They are copied from and to by pointer, or by the kernel, while the queue
+//! cannot be stopped.
+#![allow(unsafe_code)]
+
+use std::{
+    collections::HashMap,
+    os::fd::BorrowedFd,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use super::{
+    queue::VirtQueue,
+    requests::{BatchLayout, Request, Requests},
+    transfer,
+};
+use crate::memory::{GuestMemory, Source, Target};
+
+/// Why an operation on a batch failed. Nothing was done.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BatchError {
+    /// The queue was stopped or reset after the batch was taken: the driver has its chains back.
+    #[error("the batch is stale: its queue was stopped or reset after the batch was taken")]
+    Stale,
+    /// The memory of a request went away (a truncated file).
+    #[error("the guest memory of the batch is gone: what backed it was truncated or taken away")]
+    Fault,
+    /// A request of the batch was completed before: the driver has it back.
+    #[error("chain {head} of the batch is completed already")]
+    Completed {
+        /// Head of the chain.
+        head: u16,
+    },
+    /// A list that goes with the batch has not one entry for each request.
+    #[error("{given} {what} given for a batch of {requests} requests")]
+    Length {
+        /// What the list is.
+        what: &'static str,
+        /// Its entries.
+        given: usize,
+        /// Requests of the batch.
+        requests: usize,
+    },
+    /// The value does not fit the trailer.
+    #[error("trailer value {value:#x} does not fit {size} bytes")]
+    TrailerValue {
+        /// The value.
+        value: u64,
+        /// Bytes of the trailer.
+        size: usize,
+    },
+    /// A field that is not in the header.
+    #[error("field at byte {offset}, {width} wide: not a field of a header of {header} bytes")]
+    Field {
+        /// Where it begins.
+        offset: usize,
+        /// Its width in bytes.
+        width: usize,
+        /// Bytes of the header.
+        header: usize,
+    },
+}
+
+/// How far a request is.
+#[derive(Clone, Copy, Debug, Default)]
+struct Progress {
+    /// Bytes of the writable data that were written, from its beginning without a gap.
+    written: u64,
+    /// Bytes of the readable data that were read.
+    read: u64,
+    trailer: bool,
+    completed: bool,
+}
+
+/// What a batch and the parts of it share.
+#[derive(Debug)]
+struct Shared {
+    queue: Arc<VirtQueue>,
+    generation: u64,
+    /// Keeps the segments mapped.
+    memory: GuestMemory,
+    requests: Requests,
+    progress: Mutex<Vec<Progress>>,
+}
+
+/// Which requests of the whole a batch has.
+#[derive(Clone, Debug)]
+enum Rows {
+    All,
+    Some(Arc<[u32]>),
+}
+
+/// Chains that were taken together, or a part of them. Parts share the storage of the whole; a chain
+/// that was completed in one is completed in all. What is dropped without having been completed stays
+/// with the device until the queue is reset.
+#[derive(Clone, Debug)]
+pub struct QueueBatch {
+    shared: Arc<Shared>,
+    rows: Rows,
+}
+
+/// Which requests of a batch something holds for; one entry for each, in the order of the batch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mask(pub Vec<bool>);
+
+impl QueueBatch {
+    pub(super) fn new(
+        queue: Arc<VirtQueue>,
+        generation: u64,
+        memory: GuestMemory,
+        storage: BatchStorage,
+    ) -> Self {
+        let BatchStorage { requests, mut progress } = storage;
+        progress.clear();
+        progress.resize(requests.list.len(), Progress::default());
+        let progress = Mutex::new(progress);
+        let shared = Shared { queue, generation, memory, requests, progress };
+        Self { shared: Arc::new(shared), rows: Rows::All }
+    }
+
+    /// The queue it came from.
+    pub fn queue(&self) -> &Arc<VirtQueue> {
+        &self.shared.queue
+    }
+
+    /// How many requests.
+    pub fn len(&self) -> usize {
+        match &self.rows {
+            Rows::All => self.shared.requests.list.len(),
+            Rows::Some(rows) => rows.len(),
+        }
+    }
+
+    /// True for a part without a request; a batch that was popped has at least one.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The layout it was popped with.
+    pub fn layout(&self) -> BatchLayout {
+        self.shared.requests.layout
+    }
+
+    fn row(&self, index: usize) -> usize {
+        match &self.rows {
+            Rows::All => index,
+            Rows::Some(rows) => rows.get(index).map_or(usize::MAX, |&row| row as usize),
+        }
+    }
+
+    /// Index in the whole batch, and request.
+    fn requests(&self) -> impl ExactSizeIterator<Item = (usize, &Request)> {
+        let list = &self.shared.requests.list;
+        (0..self.len()).map(move |index| {
+            let row = self.row(index);
+            (row, &list[row])
+        })
+    }
+
+    /// The heads of the chains.
+    pub fn heads(&self) -> impl ExactSizeIterator<Item = u16> {
+        self.requests().map(|(_, request)| request.head)
+    }
+
+    /// Bytes of readable data of each request, without the header.
+    pub fn readable(&self) -> impl ExactSizeIterator<Item = u64> {
+        self.requests().map(|(_, request)| request.readable)
+    }
+
+    /// Bytes of writable data of each request, without the trailer.
+    pub fn writable(&self) -> impl ExactSizeIterator<Item = u64> {
+        self.requests().map(|(_, request)| request.writable)
+    }
+
+    /// The bytes of one header field, a contiguous array: `width` bytes for each request, as the driver
+    /// wrote them (little endian). Appended to `column`.
+    pub fn column(&self, offset: usize, width: usize, column: &mut Vec<u8>) -> Result<(), BatchError> {
+        let header = self.layout().header;
+        if width == 0 || offset.checked_add(width).is_none_or(|end| end > header) {
+            return Err(BatchError::Field { offset, width, header });
+        }
+        column.reserve(width * self.len());
+        let headers = &self.shared.requests.headers;
+        match &self.rows {
+            Rows::All => headers
+                .chunks_exact(header)
+                .for_each(|header| column.extend_from_slice(&header[offset..offset + width])),
+            Rows::Some(rows) => rows.iter().for_each(|&row| {
+                let at = row as usize * header + offset;
+                column.extend_from_slice(&headers[at..at + width]);
+            }),
+        }
+        Ok(())
+    }
+
+    /// Parts in which a header field (little endian, at most 8 bytes) has the same value, in the order
+    /// in which the values first come; within a part the requests keep their order.
+    pub fn group_by(&self, offset: usize, width: usize) -> Result<Vec<(u64, Self)>, BatchError> {
+        let header = self.layout().header;
+        if width > 8 {
+            return Err(BatchError::Field { offset, width, header });
+        }
+        let mut column = Vec::new();
+        self.column(offset, width, &mut column)?;
+        let mut values = column.chunks_exact(width).map(|bytes| {
+            let mut value = [0; 8];
+            value[..width].copy_from_slice(bytes);
+            u64::from_le_bytes(value)
+        });
+        let Some(first) = values.next() else { return Ok(Vec::new()) };
+        if values.clone().all(|value| value == first) {
+            return Ok(vec![(first, self.clone())]);
+        }
+        let mut groups: Vec<(u64, Vec<u32>)> = vec![(first, vec![self.row(0) as u32])];
+        let mut places = HashMap::from([(first, 0)]);
+        for (index, value) in (1..).zip(values) {
+            let place = *places.entry(value).or_insert_with(|| {
+                groups.push((value, Vec::new()));
+                groups.len() - 1
+            });
+            groups[place].1.push(self.row(index) as u32);
+        }
+        Ok(groups.into_iter().map(|(value, rows)| (value, self.part(rows))).collect())
+    }
+
+    /// The part for which the mask holds.
+    pub fn select(&self, mask: &Mask) -> Result<Self, BatchError> {
+        self.check_length("mask entries", mask.0.len())?;
+        let rows = (0..).zip(&mask.0).filter(|(_, chosen)| **chosen);
+        Ok(self.part(rows.map(|(index, _)| self.row(index) as u32).collect()))
+    }
+
+    fn part(&self, rows: Vec<u32>) -> Self {
+        Self { shared: Arc::clone(&self.shared), rows: Rows::Some(rows.into()) }
+    }
+
+    fn check_length(&self, what: &'static str, given: usize) -> Result<(), BatchError> {
+        let requests = self.len();
+        if given == requests { Ok(()) } else { Err(BatchError::Length { what, given, requests }) }
+    }
+
+    fn progress(&self) -> MutexGuard<'_, Vec<Progress>> {
+        self.shared.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does `act` for each request, while the queue cannot be stopped; none of them may be completed.
+    fn each(&self, mut act: impl FnMut(usize, &Request, &mut Progress)) -> Result<(), BatchError> {
+        // In this order: progress, then the queue; as in `complete`, which holds it while it takes the lock
+        // that a stop holds when it waits for us.
+        let mut progress = self.progress();
+        let done = self.shared.queue.while_current(self.shared.generation, || {
+            if let Some((_, done)) = self.requests().find(|(row, _)| progress[*row].completed) {
+                return Err(BatchError::Completed { head: done.head });
+            }
+            for (index, (row, request)) in self.requests().enumerate() {
+                act(index, request, &mut progress[row]);
+            }
+            Ok(())
+        });
+        done.unwrap_or(Err(BatchError::Stale))?;
+        if self.shared.memory.poisoned() { Err(BatchError::Fault) } else { Ok(()) }
+    }
+
+    /// Fills the writable data of each request from `source[offsets[i] * unit..]`. A request that does
+    /// not lie wholly inside of the source is not done; the others are. Returns which were.
+    pub fn write_from(&self, source: Source<'_>, offsets: &[u64], unit: u64) -> Result<Mask, BatchError> {
+        self.check_length("offsets", offsets.len())?;
+        let mut mask = Mask(vec![false; offsets.len()]);
+        self.each(|index, request, progress| {
+            let limit = source.len() as u64;
+            if let Some(at) = inside(offsets[index], unit, request.writable, limit) {
+                let mut rest = source;
+                rest.take(at as usize);
+                let segments = self.shared.requests.writable(request);
+                // SAFETY: the segments are mapped and writable, and the rest is as long as they are.
+                unsafe { transfer::fill(segments, rest) };
+                progress.written = request.writable;
+                mask.0[index] = true;
+            }
+        })?;
+        Ok(mask)
+    }
+
+    /// Copies the readable data of each request to `target[offsets[i] * unit..]`; see
+    /// [`Self::write_from`]. Where requests overlap, the later one wins.
+    pub fn read_into(&self, target: Target<'_>, offsets: &[u64], unit: u64) -> Result<Mask, BatchError> {
+        self.check_length("offsets", offsets.len())?;
+        let mut mask = Mask(vec![false; offsets.len()]);
+        self.each(|index, request, progress| {
+            let (base, len) = (target.base(), target.len());
+            if let Some(at) = inside(offsets[index], unit, request.readable, len as u64) {
+                let segments = self.shared.requests.readable(request);
+                // SAFETY: at <= len; the target is ours while `target` lives.
+                let rest = unsafe { Target::from_raw(base.add(at as usize), len - at as usize) };
+                // SAFETY: the segments are mapped, and the rest is as long as they are.
+                unsafe { transfer::drain(segments, rest) };
+                progress.read = request.readable;
+                mask.0[index] = true;
+            }
+        })?;
+        Ok(mask)
+    }
+
+    /// Fills the writable data of each request from a file, straight into guest memory, from byte
+    /// `offsets[i] * unit` on. A request is not done when it does not lie wholly below `limit`, when the
+    /// file ends within it, or when the kernel reports an error.
+    pub fn write_from_file(
+        &self,
+        fd: BorrowedFd<'_>,
+        offsets: &[u64],
+        unit: u64,
+        limit: Option<u64>,
+    ) -> Result<Mask, BatchError> {
+        self.check_length("offsets", offsets.len())?;
+        let mut mask = Mask(vec![false; offsets.len()]);
+        self.each(|index, request, progress| {
+            if let Some(at) = inside(offsets[index], unit, request.writable, file_limit(limit)) {
+                let segments = self.shared.requests.writable(request);
+                // SAFETY: the segments are mapped and writable.
+                let moved = unsafe { transfer::from_file(fd, segments, Some(at)) }.unwrap_or(0);
+                progress.written = progress.written.max(moved);
+                mask.0[index] = moved == request.writable;
+            }
+        })?;
+        Ok(mask)
+    }
+
+    /// Moves the readable data of each request to a file, straight from guest memory; see
+    /// [`Self::write_from_file`].
+    pub fn read_into_file(
+        &self,
+        fd: BorrowedFd<'_>,
+        offsets: &[u64],
+        unit: u64,
+        limit: Option<u64>,
+    ) -> Result<Mask, BatchError> {
+        self.check_length("offsets", offsets.len())?;
+        let mut mask = Mask(vec![false; offsets.len()]);
+        self.each(|index, request, progress| {
+            if let Some(at) = inside(offsets[index], unit, request.readable, file_limit(limit)) {
+                let segments = self.shared.requests.readable(request);
+                // SAFETY: the segments are mapped.
+                let moved = unsafe { transfer::to_file(fd, segments, Some(at)) }.unwrap_or(0);
+                progress.read = moved;
+                mask.0[index] = moved == request.readable;
+            }
+        })?;
+        Ok(mask)
+    }
+
+    /// Fills the writable data of each request with zeroes.
+    pub fn write_zeroes(&self) -> Result<(), BatchError> {
+        self.each(|_, request, progress| {
+            // SAFETY: the segments are mapped and writable.
+            unsafe { transfer::zero(self.shared.requests.writable(request)) };
+            progress.written = request.writable;
+        })
+    }
+
+    /// Writes the trailer of each request, little endian: `value` where the mask holds (everywhere,
+    /// without one), `otherwise` elsewhere.
+    pub fn write_trailer(&self, value: u64, mask: Option<&Mask>, otherwise: u64) -> Result<(), BatchError> {
+        let size = self.layout().trailer;
+        if let Some(mask) = mask {
+            self.check_length("mask entries", mask.0.len())?;
+        }
+        for value in [value, otherwise] {
+            if size < 8 && value >> (8 * size) != 0 {
+                return Err(BatchError::TrailerValue { value, size });
+            }
+        }
+        if size == 0 {
+            return Err(BatchError::TrailerValue { value, size });
+        }
+        let mut bytes = [vec![0u8; size], vec![0u8; size]];
+        for (bytes, value) in bytes.iter_mut().zip([otherwise, value]) {
+            bytes.iter_mut().zip(value.to_le_bytes()).for_each(|(byte, part)| *byte = part);
+        }
+        self.each(|index, request, progress| {
+            let chosen = mask.is_none_or(|mask| mask.0[index]);
+            // SAFETY: the segments sum up to the size of the trailer.
+            unsafe {
+                let segments = self.shared.requests.trailer(request);
+                transfer::fill(segments, bytes[usize::from(chosen)][..].into());
+            }
+            progress.trailer = true;
+        })
+    }
+
+    /// Puts all requests that were not completed yet in the used ring, publishes them together, and
+    /// calls the driver at most once.
+    ///
+    /// The used length is what was written from the beginning without a gap. A driver must not look
+    /// beyond it (2.7.8.3), so where a trailer was written and not all of the data before it, the rest
+    /// of the data is filled with zeroes: the driver shall see the trailer.
+    pub fn complete(&self) -> Result<(), BatchError> {
+        let BatchLayout { header, trailer } = self.layout();
+        let mut progress = self.progress();
+        let filled = self.shared.queue.while_current(self.shared.generation, || {
+            for (row, request) in self.requests() {
+                let state = &mut progress[row];
+                if state.trailer && !state.completed && state.written < request.writable {
+                    let rest = transfer::skip(self.shared.requests.writable(request), state.written);
+                    // SAFETY: the segments are mapped and writable.
+                    unsafe { transfer::zero(rest) };
+                    state.written = request.writable;
+                }
+            }
+        });
+        filled.ok_or(BatchError::Stale)?;
+        let open = self.requests().filter_map(|(row, request)| {
+            let state = progress.get_mut(row)?;
+            if state.completed {
+                return None;
+            }
+            state.completed = true;
+            let written = state.written + if state.trailer { trailer as u64 } else { 0 };
+            Some((request.head, written, header as u64 + state.read))
+        });
+        self.shared.queue.complete_all(self.shared.generation, open).ok_or(BatchError::Stale)
+    }
+}
+
+/// Where a request of `len` bytes begins, when all of it lies below `limit`.
+#[inline(always)]
+fn inside(offset: u64, unit: u64, len: u64, limit: u64) -> Option<u64> {
+    let at = offset.checked_mul(unit)?;
+    (at <= limit && len <= limit - at).then_some(at)
+}
+
+/// The kernel counts places in a file as signed numbers.
+fn file_limit(limit: Option<u64>) -> u64 {
+    limit.unwrap_or(u64::MAX).min(i64::MAX as u64)
+}
+
+/// What a batch needs, for the next one to use again.
+#[derive(Debug, Default)]
+pub(super) struct BatchStorage {
+    pub requests: Requests,
+    progress: Vec<Progress>,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let requests = std::mem::take(&mut self.requests);
+        let progress = std::mem::take(self.progress.get_mut().unwrap_or_else(PoisonError::into_inner));
+        let abandoned = requests.list.iter().zip(&progress).filter(|(_, state)| !state.completed);
+        let heads: Vec<u16> = abandoned.map(|(request, _)| request.head).collect();
+        self.queue.give_back_batch(self.generation, &heads, BatchStorage { requests, progress });
+    }
+}

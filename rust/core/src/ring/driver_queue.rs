@@ -1,0 +1,388 @@
+//! A driver's queue for programs: bytes go in, bytes come out. It owns a range of guest memory, in which
+//! the ring lies and from which each request's buffers are taken.
+
+use std::{
+    collections::HashMap,
+    os::fd::{AsFd, BorrowedFd},
+};
+
+use super::{
+    RingConfig, RingFeatures,
+    arena::Arena,
+    driver_side::{Buffer, DriverRing, UsedChain},
+    error::RingError,
+    layout,
+};
+use crate::{
+    event_loop::EventFd,
+    memory::{GuestMemory, MemoryError},
+};
+
+/// Why a driver's queue could not do what was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DriverError {
+    /// The device broke a rule: nothing more goes through the ring.
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    /// A request has at least one buffer.
+    #[error("a request must have at least one buffer")]
+    Empty,
+    /// It needs more descriptors than the ring has, ever.
+    #[error("a request of {buffers} buffers does not fit a ring of {size} descriptors")]
+    TooManyBuffers {
+        /// Buffers of the request.
+        buffers: usize,
+        /// Queue size.
+        size: u16,
+    },
+    /// No descriptors are free until the device gives some back.
+    #[error("the ring is full: {free} of {size} descriptors are free, {needed} are needed")]
+    Full {
+        /// Descriptors that are free.
+        free: usize,
+        /// Descriptors that the request needs.
+        needed: usize,
+        /// Queue size.
+        size: u16,
+    },
+    /// No memory is free until the device gives some back.
+    #[error("no memory for {len} bytes of buffers: {room} are free")]
+    NoMemory {
+        /// Bytes that the request needs.
+        len: u64,
+        /// Bytes that are free, perhaps not in one piece.
+        room: u64,
+    },
+    /// The memory of the queue is gone.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The kernel gave no eventfd.
+    #[error("no eventfd: {0}")]
+    EventFd(rustix::io::Errno),
+    /// The ring and its buffers do not fit the range of memory.
+    #[error("a ring of {size} descriptors does not fit {room} bytes of memory")]
+    NoRoomForRing {
+        /// Queue size.
+        size: u16,
+        /// Bytes of the range.
+        room: u64,
+    },
+}
+
+/// A request that came back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Completion {
+    /// What [`DriverQueue::submit`] returned.
+    pub token: u64,
+    /// The contents of each writable buffer, as far as the device wrote.
+    pub written: Vec<Vec<u8>>,
+    /// Bytes that the device says it wrote.
+    pub used: u32,
+}
+
+/// What belongs to a request that the device has.
+#[derive(Debug)]
+struct Request {
+    token: u64,
+    writable: Vec<Buffer>,
+    /// All that was taken from the arena.
+    pieces: Vec<(u64, u64)>,
+}
+
+/// A driver's queue.
+#[derive(Debug)]
+pub struct DriverQueue {
+    index: u16,
+    config: RingConfig,
+    ring: DriverRing,
+    arena: Arena,
+    requests: HashMap<u16, Request>,
+    next_token: u64,
+    kick: EventFd,
+    call: EventFd,
+    used: Vec<UsedChain>,
+}
+
+impl DriverQueue {
+    /// Lays a ring of `size` descriptors into the range of guest memory from `start` on; the rest of the
+    /// range is for buffers. The range is for this queue alone.
+    pub fn new(
+        index: u16,
+        size: u16,
+        features: RingFeatures,
+        memory: &GuestMemory,
+        start: u64,
+        len: u64,
+    ) -> Result<Self, DriverError> {
+        let mut arena = Arena::new(start, len);
+        let mut part =
+            |bytes: usize| arena.take(bytes as u64).ok_or(DriverError::NoRoomForRing { size, room: len });
+        let config = RingConfig {
+            size,
+            descriptors: part(layout::descriptors_len(size))?,
+            available: part(layout::available_len(size, true))?,
+            used: part(layout::used_len(size, true))?,
+            next_available: 0,
+            features,
+        };
+        let eventfd = || EventFd::new().map_err(DriverError::EventFd);
+        Ok(Self {
+            index,
+            config,
+            ring: DriverRing::new(&config, memory)?,
+            arena,
+            requests: HashMap::new(),
+            next_token: 0,
+            kick: eventfd()?,
+            call: eventfd()?,
+            used: Vec::new(),
+        })
+    }
+
+    /// Which queue of its device it is.
+    pub fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// Where the ring lies: what a backend is told.
+    pub fn config(&self) -> &RingConfig {
+        &self.config
+    }
+
+    /// The eventfd that the device listens to.
+    pub fn kick_fd(&self) -> BorrowedFd<'_> {
+        self.kick.as_fd()
+    }
+
+    /// The eventfd that the device signals: readable when something may have come back.
+    pub fn call_fd(&self) -> BorrowedFd<'_> {
+        self.call.as_fd()
+    }
+
+    /// Requests that the device has.
+    pub fn pending(&self) -> usize {
+        self.requests.len()
+    }
+
+    /// Puts a request in the ring, and kicks the device if it wants: the bytes for it to read, and the
+    /// lengths of the buffers for it to write. Returns the token of the request.
+    pub fn submit(&mut self, readable: &[&[u8]], writable: &[u32]) -> Result<u64, DriverError> {
+        let buffers = readable.len() + writable.len();
+        if buffers == 0 {
+            return Err(DriverError::Empty);
+        }
+        let size = self.config.size;
+        let indirect = self.config.features.indirect && buffers > 1;
+        // 2.7.5.3.1: also with an indirect table a chain is not longer than the queue.
+        if buffers > usize::from(size) {
+            return Err(DriverError::TooManyBuffers { buffers, size });
+        }
+        let (free, needed) = (self.ring.free(), if indirect { 1 } else { buffers });
+        if needed > free {
+            return Err(DriverError::Full { free, needed, size });
+        }
+        let mut pieces = Vec::with_capacity(buffers + 1);
+        let result = self.lay_out(readable, writable, indirect, &mut pieces);
+        match result {
+            Ok((head, writable)) => {
+                let token = self.next_token;
+                self.next_token += 1;
+                self.requests.insert(head, Request { token, writable, pieces });
+                if self.ring.publish() {
+                    self.kick.signal();
+                }
+                Ok(token)
+            }
+            Err(error) => {
+                self.free(&pieces);
+                Err(error)
+            }
+        }
+    }
+
+    fn free(&mut self, pieces: &[(u64, u64)]) {
+        pieces.iter().for_each(|&(start, len)| self.arena.give_back(start, len));
+    }
+
+    fn take(&mut self, len: u64, pieces: &mut Vec<(u64, u64)>) -> Result<u64, DriverError> {
+        let start = self.arena.take(len);
+        let start = start.ok_or_else(|| DriverError::NoMemory { len, room: self.arena.room() })?;
+        pieces.push((start, len));
+        Ok(start)
+    }
+
+    fn lay_out(
+        &mut self,
+        readable: &[&[u8]],
+        writable: &[u32],
+        indirect: bool,
+        pieces: &mut Vec<(u64, u64)>,
+    ) -> Result<(u16, Vec<Buffer>), DriverError> {
+        let mut sources = Vec::with_capacity(readable.len());
+        for bytes in readable {
+            let len = bytes.len() as u64;
+            let short = u32::try_from(len);
+            let len = short.map_err(|_| DriverError::NoMemory { len, room: self.arena.room() })?;
+            let address = self.take(len.into(), pieces)?;
+            self.ring.memory().write(address, bytes)?;
+            sources.push(Buffer { address, len });
+        }
+        let mut targets = Vec::with_capacity(writable.len());
+        for &len in writable {
+            targets.push(Buffer { address: self.take(len.into(), pieces)?, len });
+        }
+        let count = sources.len() + targets.len();
+        let table =
+            if indirect { Some(self.take((count * layout::DESCRIPTOR) as u64, pieces)?) } else { None };
+        let head = self.ring.add(&sources, &targets, table)?;
+        let (free, size) = (self.ring.free(), self.config.size);
+        let head = head.ok_or(DriverError::Full { free, needed: count, size })?;
+        Ok((head, targets))
+    }
+
+    /// Takes back what the device has used so far, in its order. The call eventfd is readable again
+    /// when more has come.
+    pub fn completed(&mut self) -> Result<Vec<Completion>, DriverError> {
+        crate::event_loop::drain(self.call.as_fd());
+        let mut completions = Vec::new();
+        loop {
+            let mut used = std::mem::take(&mut self.used);
+            used.clear();
+            let polled = self.ring.poll(&mut used);
+            let mut taken = Ok(());
+            for chain in &used {
+                match self.take_back(*chain) {
+                    Ok(completion) => completions.push(completion),
+                    Err(error) => taken = Err(error),
+                }
+            }
+            self.used = used;
+            taken?;
+            match polled {
+                // What came before the error is given out; the error is told by the next call.
+                Err(error) if completions.is_empty() => return Err(error.into()),
+                Err(_) => return Ok(completions),
+                Ok(()) if !self.ring.arm() => return Ok(completions),
+                Ok(()) => {}
+            }
+        }
+    }
+
+    fn take_back(&mut self, chain: UsedChain) -> Result<Completion, DriverError> {
+        let unknown = RingError::UsedId { id: chain.head.into() };
+        let request = self.requests.remove(&chain.head).ok_or(unknown)?;
+        let mut left = chain.written;
+        let mut written = Vec::with_capacity(request.writable.len());
+        for buffer in &request.writable {
+            let len = buffer.len.min(left);
+            left -= len;
+            let mut bytes = vec![0; len as usize];
+            self.ring.memory().read(buffer.address, &mut bytes)?;
+            written.push(bytes);
+        }
+        self.free(&request.pieces);
+        Ok(Completion { token: request.token, written, used: chain.written })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        memory::{MappedMemory, Region},
+        ring::{BatchLayout, VirtQueue},
+    };
+
+    const START: u64 = 0x10_0000;
+
+    fn memory() -> GuestMemory {
+        let (_, mapped) = MappedMemory::memfd(1 << 20).unwrap();
+        GuestMemory::new(vec![Region::new(START, 0, Arc::new(mapped))]).unwrap()
+    }
+
+    fn pair(size: u16, features: RingFeatures) -> (DriverQueue, Arc<VirtQueue>) {
+        let memory = memory();
+        let driver = DriverQueue::new(0, size, features, &memory, START, 1 << 20).unwrap();
+        let queue = Arc::new(VirtQueue::new(0, 256));
+        queue.start(driver.config(), &memory).unwrap();
+        (driver, queue)
+    }
+
+    fn all_features() -> impl Iterator<Item = RingFeatures> {
+        (0..8).map(|bits| RingFeatures {
+            event_idx: bits & 1 != 0,
+            indirect: bits & 2 != 0,
+            in_order: bits & 4 != 0,
+            notify_on_empty: false,
+        })
+    }
+
+    #[test]
+    fn bytes_go_in_and_bytes_come_out_with_all_features() {
+        for features in all_features() {
+            let (mut driver, queue) = pair(8, features);
+            for round in 0..40_u64 {
+                let text = format!("round {round}");
+                let first = driver.submit(&[b"say ", text.as_bytes()], &[4, 0, 60]).unwrap();
+                let second = driver.submit(&[b"nothing"], &[]).unwrap();
+                let mut asked = queue.pop().unwrap().unwrap();
+                let mut other = queue.pop().unwrap().unwrap();
+                let mut bytes = [0; 64];
+                let len = asked.read(&mut bytes).unwrap();
+                assert_eq!(&bytes[..len], format!("say {text}").as_bytes());
+                asked.write(text.as_bytes()).unwrap();
+                other.complete(None).unwrap();
+                asked.complete(None).unwrap();
+                let mut done = driver.completed().unwrap();
+                done.sort_by_key(|completion| completion.token);
+                let written = vec![b"roun".to_vec(), vec![], text.as_bytes()[4..].to_vec()];
+                let used = text.len() as u32;
+                assert_eq!(done[0], Completion { token: first, written, used });
+                assert_eq!(done[1], Completion { token: second, written: vec![], used: 0 });
+                assert_eq!((driver.pending(), queue.kept()), (0, 0));
+            }
+        }
+    }
+
+    #[test]
+    fn a_batch_answers_what_lies_inside_and_refuses_the_rest() {
+        let features = RingFeatures { indirect: true, ..RingFeatures::default() };
+        let (mut driver, queue) = pair(16, features);
+        let request =
+            |kind: u32, sector: u64| [&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat();
+        let read = |sector| request(0, sector);
+        driver.submit(&[&read(1)], &[8, 1]).unwrap();
+        driver.submit(&[&read(u64::MAX)], &[8, 1]).unwrap();
+        let (front, back) = (request(1, 3), b"written!");
+        driver.submit(&[&front[..5], &front[5..], back], &[1]).unwrap();
+        driver.submit(&[&read(3)], &[5, 4]).unwrap();
+        let mut data = *b"........sector 1........SECTOR 3";
+        let layout = BatchLayout { header: 16, trailer: 1 };
+        let batch = queue.pop_batch(64, layout).unwrap().unwrap();
+        assert_eq!(batch.readable().collect::<Vec<_>>(), [0, 0, 8, 0]);
+        assert_eq!(batch.writable().collect::<Vec<_>>(), [8, 8, 0, 8]);
+        for (kind, part) in batch.group_by(0, 4).unwrap() {
+            let mut sectors = Vec::new();
+            part.column(8, 8, &mut sectors).unwrap();
+            let sectors: Vec<u64> =
+                sectors.chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().unwrap())).collect();
+            let mask = match kind {
+                0 => part.write_from((&data[..]).into(), &sectors, 8).unwrap(),
+                _ => part.read_into((&mut data[..]).into(), &sectors, 8).unwrap(),
+            };
+            part.write_trailer(0, Some(&mask), 1).unwrap();
+        }
+        batch.complete().unwrap();
+        assert_eq!(&data, b"........sector 1........written!");
+        let done = driver.completed().unwrap();
+        assert_eq!(done[0].written, [b"sector 1".to_vec(), vec![0]]);
+        // So that the status is within what was written, the data before it is zeroes.
+        assert_eq!((done[1].used, &done[1].written), (9, &vec![vec![0; 8], vec![1]]));
+        assert_eq!(done[2].written, [vec![0]]);
+        assert_eq!(done[3].written, [b"SECTO".to_vec(), b"R 3\0".to_vec()]);
+        assert_eq!(queue.counters().calls, 1);
+    }
+}
