@@ -1,6 +1,7 @@
 """Virtio device backends in Python, over vhost-user and on Xen; typed drivers for other people's daemons.
 
-General layout: a name that starts with an underscore is private. What a backend author needs is here; the rest by subject:
+General layout: a name that starts with an underscore is private. What a backend author needs is here; the
+rest by subject:
 
 - ``xenvirt.virtio``: constants and structures of the device types.
 - ``xenvirt.devices``: devices that are ready to be served; ``xenvirt.drivers``: the other end of each.

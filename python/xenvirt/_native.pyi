@@ -52,7 +52,7 @@ class Event:
         def reason(self) -> str | None: ...
 
     @final
-    class Warning(Event):
+    class Notice(Event):
         """Something for the log."""
 
         __match_args__ = ("text",)
@@ -142,7 +142,8 @@ class QueueWorker:
 
 @final
 class VirtQueue:
-    """One virtqueue of a device (virtio 1.3, section 2.6). Iterating over it takes the chains that are there."""
+    """One virtqueue of a device (virtio 1.3, section 2.6). Iterating over it takes the chains that are
+    there."""
 
     @property
     def index(self) -> int:

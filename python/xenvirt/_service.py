@@ -25,9 +25,13 @@ class Service:
         failed: called with the queue (None: the whole device) and the exception when the device raised one.
     """
 
-    def __init__(self, device: AnyDevice, endpoint: Endpoint, label: str, failed: Failed | None = None) -> None:
+    def __init__(
+        self, device: AnyDevice, endpoint: Endpoint, label: str, failed: Failed | None = None
+    ) -> None:
         if device._endpoint is not None:
-            raise ValueError(f"{label}: this {type(device).__name__} is being served already; serve another one")
+            raise ValueError(
+                f"{label}: this {type(device).__name__} is being served already; serve another one"
+            )
         device._endpoint = endpoint
         self.device = device
         self.endpoint = endpoint
@@ -59,7 +63,7 @@ class Service:
                 log.info("%s: the frontend is gone", self.label)
             case Event.Disconnected(reason=reason):
                 log.warning("%s: connection closed: %s", self.label, reason)
-            case Event.Warning(text=text):
+            case Event.Notice(text=text):
                 log.warning("%s: %s", self.label, text)
 
     def process(self, queue: VirtQueue) -> None:
@@ -124,7 +128,9 @@ class Service:
 class AsyncService(Service):
     """Serves a device on asyncio's loop; a ``process`` that is a coroutine runs as a task of its queue."""
 
-    def __init__(self, device: AnyDevice, endpoint: Endpoint, label: str, failed: Failed | None = None) -> None:
+    def __init__(
+        self, device: AnyDevice, endpoint: Endpoint, label: str, failed: Failed | None = None
+    ) -> None:
         super().__init__(device, endpoint, label, failed)
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._again: set[int] = set()
@@ -162,7 +168,9 @@ class AsyncService(Service):
         if isinstance(self.device, AsyncDevice):
             self._again.add(queue.index)
             if queue.index not in self._tasks:
-                task = self._loop.create_task(self._process(self.device, queue), name=f"{self.label} queue {queue.index}")
+                task = self._loop.create_task(
+                    self._process(self.device, queue), name=f"{self.label} queue {queue.index}"
+                )
                 self._tasks[queue.index] = task
             return
         super().process(queue)

@@ -42,13 +42,16 @@ class Session:
         self._callbacks: dict[int, Callable[[], object]] = {}
 
     def watch(self, fd: int, callback: Callable[[], object]) -> Watch:
-        """Calls ``callback()`` whenever ``fd`` is readable or at its end, on the thread that serves the device.
+        """Calls ``callback()`` whenever ``fd`` is readable or at its end, on the thread that serves the
+        device.
 
         It is called again while the descriptor stays readable, so the callback has to read. The descriptor
-        stays yours; the watch holds a duplicate of it. An exception in the callback is logged and ends the watch.
+        stays yours; the watch holds a duplicate of it. An exception in the callback is logged and ends the
+        watch.
 
         Raises:
-            OSError: ``fd`` is not open, or is a regular file, which is always ready and cannot be watched (EPERM).
+            OSError: ``fd`` is not open, or is a regular file, which is always ready and cannot be watched
+                (EPERM).
         """
         number = self._endpoint.watch(fd)
         self._callbacks[number] = callback
@@ -69,24 +72,26 @@ class _AnyDevice:
     """The largest size of each queue in descriptors: powers of two, 1 to 32768."""
 
     features: int = 0
-    """The feature bits of this device type that it offers. Those of the ring and of the transport, and MQ where it
-    follows from the queues, need not be said."""
+    """The feature bits of this device type that it offers. Those of the ring and of the transport, and MQ
+    where it follows from the queues, need not be said."""
 
     config: Structure | bytes | None = None
-    """The config space, as a structure of ``xenvirt.virtio`` or as bytes. Change it by :meth:`update_config`."""
+    """The config space, as a structure of ``xenvirt.virtio`` or as bytes. Change it by
+    :meth:`update_config`."""
 
     in_order: bool = False
     """Offer VIRTIO_F_IN_ORDER: chains are given back in the order in which they came. Completions that come
     early are held back."""
 
     thread_per_queue: bool = False
-    """Serve each queue on a thread of its own. ``process`` then runs for several queues at once; the other methods never
-    run beside it."""
+    """Serve each queue on a thread of its own. ``process`` then runs for several queues at once; the other
+    methods never run beside it."""
 
     _endpoint: Endpoint | None = None
 
     def activate(self, session: Session) -> None:
-        """The driver is ready: features are agreed on, and the first queue runs. Called before any ``process``."""
+        """The driver is ready: features are agreed on, and the first queue runs. Called before any
+        ``process``."""
 
     def config_written(self, offset: int, data: bytes) -> None:
         """The driver wrote ``data`` at ``offset`` (bytes) of the config space. It lies inside the space.
@@ -112,8 +117,8 @@ class _AnyDevice:
         before = config_bytes(self.config)
         if len(space) != len(before):
             raise ValueError(
-                f"the config space of {type(self).__name__} has {len(before)} bytes, the new one {len(space)}: "
-                "its length cannot change while the device lives"
+                f"the config space of {type(self).__name__} has {len(before)} bytes, the new one "
+                f"{len(space)}: its length cannot change while the device lives"
             )
         self.config = config
         if self._endpoint is not None:
@@ -123,19 +128,19 @@ class _AnyDevice:
 class Device(_AnyDevice):
     """A virtio device. Subclass it, say what it is, and answer :meth:`process`.
 
-    A subclass need not call ``super().__init__()``. All methods are called on one thread, never two at a time, unless the
-    device asks for ``thread_per_queue``.
+    A subclass need not call ``super().__init__()``. All methods are called on one thread, never two at a
+    time, unless the device asks for ``thread_per_queue``.
     """
 
     def process(self, queue: VirtQueue) -> None:
-        """The driver kicked ``queue``: take its chains, one at a time (``for chain in queue``) or by the batch
-        (``queue.pop_batch()``).
+        """The driver kicked ``queue``: take its chains, one at a time (``for chain in queue``) or by the
+        batch (``queue.pop_batch()``).
 
         A chain that is not completed stays the device's and may be completed later, from any thread. What is
         left in the ring is looked at with the next kick.
 
-        An exception is logged with its traceback; the queue stops, and the driver is told by VRING_ERR and, over a
-        transport that has it, by a status that says NEEDS_RESET. Other queues, and the server, run on.
+        An exception is logged with its traceback; the queue stops, and the driver is told by VRING_ERR and,
+        over a transport that has it, by a status that says NEEDS_RESET. Other queues, and the server, run on.
         """
         raise NotImplementedError(f"{type(self).__name__} has no process(queue)")
 
@@ -143,8 +148,9 @@ class Device(_AnyDevice):
 class AsyncDevice(_AnyDevice):
     """A virtio device whose :meth:`process` is a coroutine: for :func:`xenvirt.serve_async`.
 
-    Each kick runs ``process`` as a task of its queue; a queue has one task at a time, several queues run beside each other. The
-    other methods are plain ones, called on the event loop's thread. A task that still runs at a reset is cancelled.
+    Each kick runs ``process`` as a task of its queue; a queue has one task at a time, several queues run
+    beside each other. The other methods are plain ones, called on the event loop's thread. A task that still
+    runs at a reset is cancelled.
     """
 
     async def process(self, queue: VirtQueue) -> None:

@@ -12,14 +12,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType, TracebackType
 from typing import NamedTuple, Self
 
-from xenvirt._native import Endpoint, Event, QueueWorker, VirtQueue
+from xenvirt._native import Endpoint, Event, QueueWorker
 from xenvirt._service import AsyncService, Service
 from xenvirt.device import AnyDevice, AsyncDevice, Device, config_bytes
-from xenvirt.virtio.features import offered_features
 from xenvirt.vhost_user.socket import VhostUserSocket
+from xenvirt.virtio.features import offered_features
 
 RECONNECT_SECONDS = 0.1
 """How often a transport that connects looks whether the frontend listens (again)."""
@@ -113,12 +114,14 @@ class Server:
         endpoint = make_endpoint(device)
         service = Service(device, endpoint, f"{type(device).__name__} at {transport!r}")
         _open(transport, endpoint)
-        workers = [endpoint.worker(queue.index) for queue in endpoint.queues] if device.thread_per_queue else []
+        workers = (
+            [endpoint.worker(queue.index) for queue in endpoint.queues] if device.thread_per_queue else []
+        )
         self._endpoints.append(endpoint)
         for worker in workers:
-            self._start(f"{service.label} queue {worker.index}", lambda worker=worker: _serve_queue(service, worker))
+            self._start(f"{service.label} queue {worker.index}", partial(_serve_queue, service, worker))
         queue_threads = self._threads[len(self._threads) - len(workers) :]
-        self._start(service.label, lambda: _serve(service, transport, queue_threads))
+        self._start(service.label, partial(_serve, service, transport, queue_threads))
         return Served(device, transport, endpoint)
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -207,7 +210,8 @@ def serve(device: Device, transport: VhostUserSocket, *, ready_fd: int | None = 
     """Serves ``device`` over ``transport`` until Ctrl-C, SIGTERM or an error.
 
     On the main thread it takes SIGINT and SIGTERM, and gives their handlers back at the end. Once the
-    transport is open it tells systemd (``sd_notify``, when ``NOTIFY_SOCKET`` is set), and writes a newline to ``ready_fd``.
+    transport is open it tells systemd (``sd_notify``, when ``NOTIFY_SOCKET`` is set), and writes a newline
+    to ``ready_fd``.
 
     Raises:
         OSError: the transport cannot be opened.
@@ -220,10 +224,11 @@ def serve(device: Device, transport: VhostUserSocket, *, ready_fd: int | None = 
 
 
 async def serve_async(device: AnyDevice, transport: VhostUserSocket, *, ready_fd: int | None = None) -> None:
-    """As :func:`serve`, as a coroutine on the running event loop, until it is cancelled. Signals stay the caller's.
+    """As :func:`serve`, as a coroutine on the running event loop, until it is cancelled. Signals stay the
+    caller's.
 
-    Everything of the device runs on the event loop's thread. It serves an :class:`AsyncDevice`, and a plain one, whose
-    ``process`` then must not block.
+    Everything of the device runs on the event loop's thread. It serves an :class:`AsyncDevice`, and a plain
+    one, whose ``process`` then must not block.
     """
     endpoint = make_endpoint(device)
     service = AsyncService(device, endpoint, f"{type(device).__name__} at {transport!r}")
@@ -254,16 +259,19 @@ def make_endpoint(device: AnyDevice) -> Endpoint:
     for size in sizes:
         if not (1 <= size <= 32768 and size & (size - 1) == 0):
             raise ValueError(
-                f"{type(device).__name__}.queue_sizes is {sizes}: each must be a power of two between 1 and 32768 "
-                "(virtio 1.3, section 2.7)"
+                f"{type(device).__name__}.queue_sizes is {sizes}: each must be a power of two "
+                "between 1 and 32768 (virtio 1.3, section 2.7)"
             )
     if not 1 <= len(sizes) <= 256:
-        raise ValueError(f"{type(device).__name__}.queue_sizes names {len(sizes)} queues: between 1 and 256 can be")
+        raise ValueError(
+            f"{type(device).__name__}.queue_sizes names {len(sizes)} queues: between 1 and 256 can be"
+        )
     return Endpoint(offered_features(device), sizes, config_bytes(device.config))
 
 
 def _open(transport: VhostUserSocket, endpoint: Endpoint) -> bool:
-    """Opens the transport and hands it to the endpoint. False if a frontend is to be connected to and is not there."""
+    """Opens the transport and hands it to the endpoint. False if a frontend is to be connected to and is not
+    there."""
     try:
         opened = transport.open()
     except (FileNotFoundError, ConnectionRefusedError):

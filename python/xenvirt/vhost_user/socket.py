@@ -18,11 +18,12 @@ class VhostUserSocket:
     One frontend at a time; the next one waits until the first is gone, and finds the device again.
 
     Args:
-        path: where the socket is made. A stale socket in its place is replaced; one that somebody listens on is not.
+        path: where the socket is made. A stale socket in its place is replaced; one that somebody listens on
+            is not.
         mode: permission bits of the socket, for instance ``0o660``; by default what the umask leaves.
         owner: ``(uid, gid)`` of the socket; -1 leaves one as it is.
-        connect: connect to ``path`` instead, where the frontend listens (QEMU's ``server=on``), and again when it
-            goes away.
+        connect: connect to ``path`` instead, where the frontend listens (QEMU's ``server=on``), and again
+            when it goes away.
     """
 
     def __init__(
@@ -34,7 +35,9 @@ class VhostUserSocket:
         connect: bool = False,
     ) -> None:
         if connect and (mode is not None or owner is not None):
-            raise ValueError("mode and owner belong to a socket that is made here, not to one that is connected to")
+            raise ValueError(
+                "mode and owner belong to a socket that is made here, not to one that is connected to"
+            )
         self.path: str | None = os.fspath(path)
         self.mode = mode
         self.owner = owner
@@ -68,7 +71,8 @@ class VhostUserSocket:
 
     @property
     def listens(self) -> bool:
-        """True where frontends come to us, and False where we come to a frontend or were given one connection."""
+        """True where frontends come to us, and False where we come to a frontend or were given one
+        connection."""
         if self._inherited is None:
             return not self.connect
         with socket.socket(fileno=os.dup(self._inherited)) as inherited:
@@ -103,13 +107,14 @@ class VhostUserSocket:
         try:
             listener.bind(path)
         except OSError as error:
-            raise OSError(error.errno, f"cannot make the socket: {os.strerror(error.errno or 0)}", path) from error
+            why = f"cannot make the socket: {os.strerror(error.errno or 0)}"
+            raise OSError(error.errno, why, path) from error
         # Before anybody can connect: a socket is connectable only once it listens.
         if self.owner is not None:
             os.chown(path, *self.owner)
         if self.mode is not None:
             Path(path).chmod(self.mode)
-        made = os.stat(path)
+        made = Path(path).stat()
         self._inode = (made.st_dev, made.st_ino)
         listener.listen(_BACKLOG)
 
@@ -118,7 +123,7 @@ class VhostUserSocket:
         if self._inode is None or self.path is None:
             return
         with contextlib.suppress(FileNotFoundError):
-            now = os.stat(self.path)
+            now = Path(self.path).stat()
             if (now.st_dev, now.st_ino) == self._inode:
                 Path(self.path).unlink()
         self._inode = None
@@ -127,8 +132,9 @@ class VhostUserSocket:
 def _remove_stale(path: str) -> None:
     """Makes room for a socket: only a socket that nobody listens on is taken away."""
     try:
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
-            raise FileExistsError(errno.EEXIST, "cannot make the socket: something else than a socket is there", path)
+        if not stat.S_ISSOCK(Path(path).stat().st_mode):
+            why = "cannot make the socket: something else than a socket is there"
+            raise FileExistsError(errno.EEXIST, why, path)
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:

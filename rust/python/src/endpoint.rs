@@ -42,7 +42,7 @@ pub enum Event {
         reason: Option<String>,
     },
     /// Something for the log.
-    Warning {
+    Notice {
         /// In words.
         text: String,
     },
@@ -123,7 +123,7 @@ impl Endpoint {
             endpoint::Event::Reset => Event::Reset {},
             endpoint::Event::Watch(number) => Event::Watch { number },
             endpoint::Event::Disconnected(reason) => Event::Disconnected { reason },
-            endpoint::Event::Warning(text) => Event::Warning { text },
+            endpoint::Event::Warning(text) => Event::Notice { text },
             endpoint::Event::Stopped => Event::Stopped {},
             _ => Event::TimedOut {},
         };
