@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     event_loop::EventFd,
-    memory::{GuestMemory, MemoryError},
+    memory::{GuestMemory, MemoryError, Source, Target},
 };
 
 /// Why a driver's queue could not do what was asked.
@@ -70,22 +70,28 @@ pub enum DriverError {
     },
 }
 
-/// A request that came back.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What the writable buffers are filled with before the device gets them: what it leaves alone can be
+/// seen.
+pub const FILL: u8 = 0xA5;
+
+/// A request that came back. Its buffers can be read until it is given to [`DriverQueue::release`].
+#[derive(Debug)]
 pub struct Completion {
     /// What [`DriverQueue::submit`] returned.
     pub token: u64,
-    /// The contents of each writable buffer, as far as the device wrote.
-    pub written: Vec<Vec<u8>>,
-    /// Bytes that the device says it wrote.
+    /// Its writable buffers.
+    pub buffers: Vec<Buffer>,
+    /// Bytes that the device says it wrote, from the beginning of the first buffer.
     pub used: u32,
+    /// All that was taken from the arena.
+    pieces: Vec<(u64, u64)>,
 }
 
 /// What belongs to a request that the device has.
 #[derive(Debug)]
 struct Request {
     token: u64,
-    writable: Vec<Buffer>,
+    buffers: Vec<Buffer>,
     /// All that was taken from the arena.
     pieces: Vec<(u64, u64)>,
 }
@@ -166,8 +172,8 @@ impl DriverQueue {
     }
 
     /// Puts a request in the ring, and kicks the device if it wants: the bytes for it to read, and the
-    /// lengths of the buffers for it to write. Returns the token of the request.
-    pub fn submit(&mut self, readable: &[&[u8]], writable: &[u32]) -> Result<u64, DriverError> {
+    /// lengths of the buffers for it to write, which begin as [`FILL`]. Returns the token of the request.
+    pub fn submit(&mut self, readable: &[Source<'_>], writable: &[u32]) -> Result<u64, DriverError> {
         let buffers = readable.len() + writable.len();
         if buffers == 0 {
             return Err(DriverError::Empty);
@@ -185,10 +191,10 @@ impl DriverQueue {
         let mut pieces = Vec::with_capacity(buffers + 1);
         let result = self.lay_out(readable, writable, indirect, &mut pieces);
         match result {
-            Ok((head, writable)) => {
+            Ok((head, buffers)) => {
                 let token = self.next_token;
                 self.next_token += 1;
-                self.requests.insert(head, Request { token, writable, pieces });
+                self.requests.insert(head, Request { token, buffers, pieces });
                 if self.ring.publish() {
                     self.kick.signal();
                 }
@@ -212,9 +218,20 @@ impl DriverQueue {
         Ok(start)
     }
 
+    fn fill(&self, buffer: Buffer) -> Result<(), MemoryError> {
+        let fill = [FILL; 4096];
+        let mut done = 0;
+        while done < buffer.len {
+            let len = (buffer.len - done).min(4096);
+            self.ring.memory().write(buffer.address + u64::from(done), &fill[..len as usize])?;
+            done += len;
+        }
+        Ok(())
+    }
+
     fn lay_out(
         &mut self,
-        readable: &[&[u8]],
+        readable: &[Source<'_>],
         writable: &[u32],
         indirect: bool,
         pieces: &mut Vec<(u64, u64)>,
@@ -225,12 +242,14 @@ impl DriverQueue {
             let short = u32::try_from(len);
             let len = short.map_err(|_| DriverError::NoMemory { len, room: self.arena.room() })?;
             let address = self.take(len.into(), pieces)?;
-            self.ring.memory().write(address, bytes)?;
+            self.ring.memory().write_from(address, *bytes)?;
             sources.push(Buffer { address, len });
         }
         let mut targets = Vec::with_capacity(writable.len());
         for &len in writable {
-            targets.push(Buffer { address: self.take(len.into(), pieces)?, len });
+            let buffer = Buffer { address: self.take(len.into(), pieces)?, len };
+            self.fill(buffer)?;
+            targets.push(buffer);
         }
         let count = sources.len() + targets.len();
         let table =
@@ -241,26 +260,20 @@ impl DriverQueue {
         Ok((head, targets))
     }
 
-    /// Takes back what the device has used so far, in its order. The call eventfd is readable again
-    /// when more has come.
+    /// Takes back what the device has used so far, in its order, and has the call eventfd told when there
+    /// is more. What comes before an error is given out first; the error is told by the next call.
     pub fn completed(&mut self) -> Result<Vec<Completion>, DriverError> {
         crate::event_loop::drain(self.call.as_fd());
         let mut completions = Vec::new();
         loop {
-            let mut used = std::mem::take(&mut self.used);
-            used.clear();
-            let polled = self.ring.poll(&mut used);
-            let mut taken = Ok(());
-            for chain in &used {
-                match self.take_back(*chain) {
-                    Ok(completion) => completions.push(completion),
-                    Err(error) => taken = Err(error),
+            self.used.clear();
+            let polled = self.ring.poll(&mut self.used);
+            for UsedChain { head, written } in self.used.drain(..) {
+                if let Some(Request { token, buffers, pieces }) = self.requests.remove(&head) {
+                    completions.push(Completion { token, buffers, used: written, pieces });
                 }
             }
-            self.used = used;
-            taken?;
             match polled {
-                // What came before the error is given out; the error is told by the next call.
                 Err(error) if completions.is_empty() => return Err(error.into()),
                 Err(_) => return Ok(completions),
                 Ok(()) if !self.ring.arm() => return Ok(completions),
@@ -269,20 +282,14 @@ impl DriverQueue {
         }
     }
 
-    fn take_back(&mut self, chain: UsedChain) -> Result<Completion, DriverError> {
-        let unknown = RingError::UsedId { id: chain.head.into() };
-        let request = self.requests.remove(&chain.head).ok_or(unknown)?;
-        let mut left = chain.written;
-        let mut written = Vec::with_capacity(request.writable.len());
-        for buffer in &request.writable {
-            let len = buffer.len.min(left);
-            left -= len;
-            let mut bytes = vec![0; len as usize];
-            self.ring.memory().read(buffer.address, &mut bytes)?;
-            written.push(bytes);
-        }
-        self.free(&request.pieces);
-        Ok(Completion { token: request.token, written, used: chain.written })
+    /// The contents of a writable buffer of a request that came back.
+    pub fn read(&self, buffer: Buffer, target: Target<'_>) -> Result<(), DriverError> {
+        Ok(self.ring.memory().read_into(buffer.address, target)?)
+    }
+
+    /// The memory of a request that came back is free for the next ones.
+    pub fn release(&mut self, completion: Completion) {
+        self.free(&completion.pieces);
     }
 }
 
@@ -311,6 +318,26 @@ mod tests {
         (driver, queue)
     }
 
+    fn submit(driver: &mut DriverQueue, readable: &[&[u8]], writable: &[u32]) -> u64 {
+        let readable: Vec<Source<'_>> = readable.iter().map(|&bytes| bytes.into()).collect();
+        driver.submit(&readable, writable).unwrap()
+    }
+
+    /// Token, contents of the buffers, used length.
+    fn completed(driver: &mut DriverQueue) -> Vec<(u64, Vec<Vec<u8>>, u32)> {
+        let mut done = Vec::new();
+        for completion in driver.completed().unwrap() {
+            let contents = completion.buffers.iter().map(|&buffer| {
+                let mut bytes = vec![0; buffer.len as usize];
+                driver.read(buffer, (&mut bytes[..]).into()).unwrap();
+                bytes
+            });
+            done.push((completion.token, contents.collect(), completion.used));
+            driver.release(completion);
+        }
+        done
+    }
+
     fn all_features() -> impl Iterator<Item = RingFeatures> {
         (0..8).map(|bits| RingFeatures {
             event_idx: bits & 1 != 0,
@@ -326,8 +353,8 @@ mod tests {
             let (mut driver, queue) = pair(8, features);
             for round in 0..40_u64 {
                 let text = format!("round {round}");
-                let first = driver.submit(&[b"say ", text.as_bytes()], &[4, 0, 60]).unwrap();
-                let second = driver.submit(&[b"nothing"], &[]).unwrap();
+                let first = submit(&mut driver, &[b"say ", text.as_bytes()], &[4, 0, 9]);
+                let second = submit(&mut driver, &[b"nothing"], &[]);
                 let mut asked = queue.pop().unwrap().unwrap();
                 let mut other = queue.pop().unwrap().unwrap();
                 let mut bytes = [0; 64];
@@ -336,12 +363,12 @@ mod tests {
                 asked.write(text.as_bytes()).unwrap();
                 other.complete(None).unwrap();
                 asked.complete(None).unwrap();
-                let mut done = driver.completed().unwrap();
-                done.sort_by_key(|completion| completion.token);
-                let written = vec![b"roun".to_vec(), vec![], text.as_bytes()[4..].to_vec()];
-                let used = text.len() as u32;
-                assert_eq!(done[0], Completion { token: first, written, used });
-                assert_eq!(done[1], Completion { token: second, written: vec![], used: 0 });
+                let mut done = completed(&mut driver);
+                done.sort_by_key(|(token, ..)| *token);
+                let mut rest = text.as_bytes()[4..].to_vec();
+                rest.resize(9, FILL);
+                assert_eq!(done[0], (first, vec![b"roun".to_vec(), vec![], rest], text.len() as u32));
+                assert_eq!(done[1], (second, vec![], 0));
                 assert_eq!((driver.pending(), queue.kept()), (0, 0));
             }
         }
@@ -354,11 +381,11 @@ mod tests {
         let request =
             |kind: u32, sector: u64| [&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat();
         let read = |sector| request(0, sector);
-        driver.submit(&[&read(1)], &[8, 1]).unwrap();
-        driver.submit(&[&read(u64::MAX)], &[8, 1]).unwrap();
-        let (front, back) = (request(1, 3), b"written!");
-        driver.submit(&[&front[..5], &front[5..], back], &[1]).unwrap();
-        driver.submit(&[&read(3)], &[5, 4]).unwrap();
+        submit(&mut driver, &[&read(1)], &[8, 1]);
+        submit(&mut driver, &[&read(u64::MAX)], &[8, 1]);
+        let (front, back): (_, &[u8]) = (request(1, 3), b"written!");
+        submit(&mut driver, &[&front[..5], &front[5..], back], &[1]);
+        submit(&mut driver, &[&read(3)], &[5, 4]);
         let mut data = *b"........sector 1........SECTOR 3";
         let layout = BatchLayout { header: 16, trailer: 1 };
         let batch = queue.pop_batch(64, layout).unwrap().unwrap();
@@ -377,12 +404,13 @@ mod tests {
         }
         batch.complete().unwrap();
         assert_eq!(&data, b"........sector 1........written!");
-        let done = driver.completed().unwrap();
-        assert_eq!(done[0].written, [b"sector 1".to_vec(), vec![0]]);
+        let done = completed(&mut driver);
+        let contents = |index: usize| -> &[Vec<u8>] { &done[index].1 };
+        assert_eq!(contents(0), [b"sector 1".to_vec(), vec![0]]);
         // So that the status is within what was written, the data before it is zeroes.
-        assert_eq!((done[1].used, &done[1].written), (9, &vec![vec![0; 8], vec![1]]));
-        assert_eq!(done[2].written, [vec![0]]);
-        assert_eq!(done[3].written, [b"SECTO".to_vec(), b"R 3\0".to_vec()]);
+        assert_eq!((done[1].2, contents(1)), (9, &[vec![0; 8], vec![1]][..]));
+        assert_eq!(contents(2), [vec![0]]);
+        assert_eq!(contents(3), [b"SECTO".to_vec(), b"R 3\0".to_vec()]);
         assert_eq!(queue.counters().calls, 1);
     }
 }

@@ -30,7 +30,7 @@ mod translate;
 
 pub use batch::{BatchError, Mask, QueueBatch};
 pub use chain::{Chain, QueueChain, Segment};
-pub use driver_queue::{Completion, DriverError, DriverQueue};
+pub use driver_queue::{Completion, DriverError, DriverQueue, FILL};
 pub use driver_side::{Buffer, DriverRing, UsedChain};
 pub use error::{ChainError, RULES, RingError, RingPart};
 pub use layout::MAX_QUEUE_SIZE;
