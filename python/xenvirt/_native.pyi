@@ -1,6 +1,8 @@
 """The native core. What is public is re-exported by ``xenvirt``; import it from there."""
 
+import os
 from collections.abc import Sequence
+from types import TracebackType
 from typing import Self, final
 
 from typing_extensions import Buffer
@@ -191,3 +193,246 @@ class Chain:
         """Writes all of `data` to the next bytes of the writable part, or nothing."""
     def complete(self, written: int | None = None) -> None:
         """Gives the chain back to the driver."""
+
+# ---- vhost-user, the frontend's end
+
+@final
+class SharedRegion:
+    """A region of guest memory in a shared file, as a frontend describes it to a backend.
+
+    Args:
+        fd: the shared file; duplicated, so that it may be closed.
+        guest_address: guest physical address of the first byte.
+        size: in bytes, more than 0.
+        offset: where in the file the region begins, in bytes.
+        user_address: the address that ring addresses refer to; that of the guest if not given, which suits
+            every backend, whichever kind of address it takes.
+        xen_flags: how Xen maps it (1 foreign, 2 grant, 0xa grant mapped when accessed); 0 for a shared file,
+            also for a backend that is built for Xen.
+        xen_domain: whose memory it is; 0 for a shared file.
+    """
+
+    def __new__(
+        cls,
+        fd: int,
+        guest_address: int,
+        size: int,
+        *,
+        offset: int = 0,
+        user_address: int | None = None,
+        xen_flags: int = 0,
+        xen_domain: int = 0,
+    ) -> Self: ...
+    @property
+    def guest_address(self) -> int:
+        """Guest physical address of the first byte."""
+    @property
+    def size(self) -> int:
+        """In bytes."""
+    @property
+    def offset(self) -> int:
+        """Where in the file the region begins, in bytes."""
+    @property
+    def user_address(self) -> int:
+        """The address that ring addresses refer to."""
+    @property
+    def xen_flags(self) -> int:
+        """How Xen maps it."""
+    @property
+    def xen_domain(self) -> int:
+        """Whose memory it is, on Xen."""
+
+@final
+class RawMessage:
+    """A message as the peer sent it. Its file descriptors are closed with it."""
+
+    @property
+    def request(self) -> int:
+        """The number of the request that it answers."""
+    @property
+    def flags(self) -> int:
+        """The header's flags: bits 0 and 1 the version, bit 2 reply, bit 3 need_reply."""
+    @property
+    def payload(self) -> bytes:
+        """What follows the header."""
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """The file descriptors that came with it. Duplicate what you want to keep."""
+
+@final
+class Frontend:
+    """The frontend's end of a vhost-user connection: one blocking request after the other.
+
+    Connects when it is made, trying again until the timeout while the socket does not exist or nobody listens
+    on it, and settles the protocol features. Every call ends: with an answer, or with an error that names
+    the request. The GIL is released while it waits, and signal handlers run (so Ctrl-C is heard). An error
+    that is the peer's doing carries the last lines of the wire log as a note, which a traceback shows.
+
+    Calls may come from any thread; they wait for each other.
+
+    Args:
+        path: the backend's socket.
+        timeout: how many seconds connecting may take, and each answer; None: for ever.
+        protocol_features: which of the protocol features that both sides have are to be acked, as a mask; all
+            if not given.
+        negotiate: False leaves everything unsaid, for tests that say it themselves with `raw`, or later with
+            `negotiate`.
+
+    Raises:
+        DisconnectedError: nobody is there, or the peer hung up.
+        LinkTimeoutError: the peer does not answer. The connection is of no more use then.
+        NegotiationError: the peer offers XEN_MMAP and the mask leaves it out: a daemon that is built for Xen
+            ends the connection if it is not acked.
+        ProtocolError: the peer broke the protocol.
+        OSError: the socket cannot be used (permissions, a path that is too long).
+    """
+
+    def __new__(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        timeout: float | None = 5.0,
+        protocol_features: int | None = None,
+        negotiate: bool = True,
+    ) -> Self: ...
+    @staticmethod
+    def from_fd(
+        fd: int,
+        *,
+        timeout: float | None = 5.0,
+        protocol_features: int | None = None,
+        negotiate: bool = True,
+    ) -> Frontend:
+        """Speaks over a stream socket that is connected already; the descriptor is duplicated."""
+    def negotiate(self, protocol_features: int | None = None) -> None:
+        """Takes the backend (SET_OWNER) and settles the protocol features. Once a connection."""
+    @property
+    def offered_features(self) -> int:
+        """The virtio features that the peer offers (without bit 30, which is vhost-user's own)."""
+    @property
+    def features(self) -> int:
+        """The virtio features that `set_features` settled; 0 before."""
+    @property
+    def offered_protocol_features(self) -> int:
+        """The protocol features that the peer offers, unknown ones among them."""
+    @property
+    def protocol_features(self) -> int:
+        """The protocol features that were acked."""
+    @property
+    def queue_count(self) -> int | None:
+        """How many queues the peer has at most; None where it cannot be asked (no MQ)."""
+    def set_features(self, features: int) -> None:
+        """Chooses among the virtio features that the peer offers; ValueError for others."""
+    def config(self, offset: int, size: int) -> bytes:
+        """Reads the device's configuration space.
+
+        Do not ask for more than the device type has: some daemons read past their structure. The peer is
+        asked for everything from 0 on, because some do not look at the offset.
+
+        Raises:
+            RequestRefusedError: the peer has less than that.
+            NegotiationError: CONFIG was not negotiated.
+        """
+    def set_config(self, offset: int, data: Buffer) -> None:
+        """Writes to the device's configuration space."""
+    def set_memory(self, regions: Sequence[SharedRegion]) -> None:
+        """Gives the peer the whole memory table, at most 32 regions."""
+    @property
+    def max_memory_slots(self) -> int:
+        """How many regions the peer takes; asks it (CONFIGURE_MEM_SLOTS)."""
+    def add_region(self, region: SharedRegion) -> None:
+        """One more region (CONFIGURE_MEM_SLOTS)."""
+    def remove_region(self, region: SharedRegion) -> None:
+        """Away with a region (CONFIGURE_MEM_SLOTS)."""
+    def set_queue(
+        self,
+        index: int,
+        size: int,
+        *,
+        descriptors: int,
+        available: int,
+        used: int,
+        base: int = 0,
+        kick: int | None = None,
+        call: int | None = None,
+        err: int | None = None,
+    ) -> None:
+        """Sets a split ring up; `enable_queue` starts it. Set features and memory first.
+
+        Args:
+            index: which queue.
+            size: entries.
+            descriptors: guest physical address of the descriptor table; like the two others in the memory
+                that was set.
+            available: of the available ring.
+            used: of the used ring.
+            base: available index to go on from; 0 for a new ring.
+            kick: eventfd that the driver signals; None: the device has to poll. Duplicated, like the others.
+            call: eventfd that the device signals; None: the driver polls.
+            err: eventfd that the device signals when the ring is broken.
+        """
+    def enable_queue(self, index: int, enabled: bool = True) -> None:
+        """Starts a queue, or pauses it. A peer without protocol features needs no telling and gets none."""
+    def stop_queue(self, index: int) -> int:
+        """Stops a queue and gives the available index to go on from (GET_VRING_BASE)."""
+    @property
+    def status(self) -> int:
+        """The device status (STATUS); asks the peer."""
+    def set_status(self, status: int) -> None:
+        """Sets the device status (STATUS)."""
+    def reset_device(self) -> None:
+        """Resets the device (RESET_DEVICE)."""
+    def barrier(self) -> None:
+        """Returns when the peer has worked off everything that was sent. Calls that change something end with
+        it; of use after `raw`."""
+    def config_changes(self) -> int:
+        """How often the peer said since the last call that its configuration space changed (BACKEND_REQ)."""
+    @property
+    def config_change_fd(self) -> int | None:
+        """Readable while `config_changes` would not be 0; None without BACKEND_REQ. Valid until `close`."""
+    def raw(
+        self,
+        request: int,
+        payload: Buffer | None = None,
+        fds: Sequence[int] = (),
+        *,
+        reply: bool = True,
+        need_reply: bool = False,
+        flags: int | None = None,
+        size: int | None = None,
+    ) -> RawMessage | None:
+        """Sends any message, right or wrong, for negative tests; nothing is checked, nothing remembered.
+
+        Args:
+            request: the number.
+            payload: what follows the header.
+            fds: file descriptors to go with it.
+            reply: whether to wait for the next message and return it.
+            need_reply: sets bit 3 of the header's flags.
+            flags: the header's flags altogether, instead.
+            size: what the header says of the payload's length; the truth if not given.
+
+        Returns:
+            The peer's next message; None without `reply`.
+        """
+    def closed_within(self, timeout: float) -> bool:
+        """True once the peer has closed the connection; False if it has not after so many seconds. What it
+        sends meanwhile is logged and dropped."""
+    @property
+    def wire_log(self) -> list[str]:
+        """The last 256 messages in words, with the seconds since connecting. Stays after `close`."""
+    @property
+    def closed(self) -> bool:
+        """Was it closed by us?"""
+    def fileno(self) -> int:
+        """The connection's socket."""
+    def close(self) -> None:
+        """Closes the connection; may be called again. Every other call raises QueueStoppedError from then
+        on."""
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...

@@ -372,7 +372,7 @@ fn without_acknowledgements_a_barrier_finds_the_error_and_names_the_suspects() {
     frontend.set_features(virtio_features::VERSION_1).unwrap();
     let error = frontend.enable_ring(0, true).unwrap_err().to_string();
     assert!(error.contains("SET_VRING_ENABLE, GET_FEATURES"), "{error}");
-    assert!(frontend.wire_log().iter().any(|line| line.ends_with("-> SET_VRING_ENABLE queue 0: on")));
+    assert!(frontend.wire_log().lines().iter().any(|line| line.ends_with("-> SET_VRING_ENABLE queue 0: on")));
 }
 
 #[test]
@@ -406,6 +406,10 @@ fn raw_messages_reach_the_peer_as_they_are() {
     assert!(frontend.closed_within(Duration::from_secs(20)).unwrap());
     assert!(matches!(peer.thread.join().unwrap(), Error::InvalidMessage));
     assert!(
-        frontend.wire_log().iter().any(|line| line.contains("raw: GET_QUEUE_NUM 5 bytes: 65 78 74 72 61"))
+        frontend
+            .wire_log()
+            .lines()
+            .iter()
+            .any(|line| line.contains("raw: GET_QUEUE_NUM 5 bytes: 65 78 74 72 61"))
     );
 }

@@ -6,7 +6,7 @@ use xenvirt_core::{
     in_process::StartError,
     memory::{MapError, MemoryError},
     ring::{ChainError, RingError},
-    vhost_user::ProtocolError,
+    vhost_user::{FrontendError, ProtocolError},
 };
 
 mod python {
@@ -16,12 +16,14 @@ mod python {
     import_exception!(xenvirt.errors, DisconnectedError);
     import_exception!(xenvirt.errors, GuestAddressError);
     import_exception!(xenvirt.errors, GuestMemoryFault);
+    import_exception!(xenvirt.errors, LinkTimeoutError);
     import_exception!(xenvirt.errors, MapError);
     import_exception!(xenvirt.errors, MemoryTableError);
     import_exception!(xenvirt.errors, NegotiationError);
     import_exception!(xenvirt.errors, ProtocolError);
     import_exception!(xenvirt.errors, QueueStoppedError);
     import_exception!(xenvirt.errors, ReadOnlyMemoryError);
+    import_exception!(xenvirt.errors, RequestRefusedError);
     import_exception!(xenvirt.errors, RingError);
     import_exception!(xenvirt.errors, StaleChainError);
 }
@@ -39,6 +41,8 @@ pub enum Error {
     Chain(ChainError),
     /// A message.
     Protocol(ProtocolError),
+    /// A frontend's call.
+    Frontend(FrontendError),
     /// In-process driver and device.
     Start(StartError),
     /// The kernel, where no object of ours is to blame.
@@ -55,6 +59,7 @@ impl From<Error> for PyErr {
             Error::Ring(index, error) => ring(Some(index), &error),
             Error::Chain(error) => chain(&error),
             Error::Protocol(error) => protocol(&error),
+            Error::Frontend(error) => frontend(&error),
             Error::Start(error) => start(&error),
             Error::Errno(errno) => os_error(errno, &errno.to_string()),
             Error::Python(error) => error,
@@ -114,6 +119,33 @@ fn protocol(error: &ProtocolError) -> PyErr {
     }
 }
 
+fn frontend(error: &FrontendError) -> PyErr {
+    let text = error.to_string();
+    match error {
+        FrontendError::Connect { errno: Errno::NOENT | Errno::CONNREFUSED | Errno::AGAIN, .. }
+        | FrontendError::Closed { .. }
+        | FrontendError::Ended(_) => python::DisconnectedError::new_err(text),
+        FrontendError::Connect { errno, .. } => os_error(*errno, &text),
+        FrontendError::Timeout { .. } => python::LinkTimeoutError::new_err(text),
+        FrontendError::Interrupted(_) => pyo3::exceptions::PyInterruptedError::new_err(text),
+        FrontendError::Protocol(error) => protocol(error),
+        FrontendError::Refused { request, value } => {
+            python::RequestRefusedError::new_err((text, request.to_string(), *value))
+        }
+        FrontendError::NotNegotiated { .. } | FrontendError::XenMmapNeeded { .. } => {
+            python::NegotiationError::new_err(text)
+        }
+        FrontendError::Argument { .. } => pyo3::exceptions::PyValueError::new_err(text),
+        FrontendError::Answer { request, .. } => python::ProtocolError::new_err((text, request.to_string())),
+        _ => python::ProtocolError::new_err(text),
+    }
+}
+
+/// The exception for a link that the program itself has closed.
+pub fn closed_link() -> PyErr {
+    python::QueueStoppedError::new_err("the link is closed")
+}
+
 fn start(error: &StartError) -> PyErr {
     match error {
         StartError::Ring { index, error } => ring(u16::try_from(*index).ok(), error),
@@ -139,6 +171,7 @@ from!(
     Map(MapError),
     Chain(ChainError),
     Protocol(ProtocolError),
+    Frontend(FrontendError),
     Start(StartError),
     Errno(Errno),
     Python(PyErr),

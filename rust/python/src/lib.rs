@@ -3,6 +3,7 @@
 mod buffer;
 mod endpoint;
 mod errors;
+mod frontend;
 mod queue;
 
 /// The module, as Python sees it.
@@ -11,6 +12,7 @@ mod _native {
     #[pymodule_export]
     use crate::{
         endpoint::{Endpoint, Event, QueueWorker},
+        frontend::{Frontend, RawMessage, SharedRegion},
         queue::{Chain, VirtQueue},
     };
 }

@@ -148,9 +148,9 @@ impl Frontend {
         self.exchange.patience.timeout
     }
 
-    /// The last messages, in words.
-    pub fn wire_log(&self) -> Vec<String> {
-        self.exchange.log.lines()
+    /// The last messages, in words. It lives on after the frontend.
+    pub fn wire_log(&self) -> WireLog {
+        self.exchange.log.clone()
     }
 
     /// Chooses among the virtio features that the peer offers.

@@ -93,3 +93,13 @@ pub enum FrontendError {
     #[error("the connection ended earlier: {0}")]
     Ended(String),
 }
+
+impl FrontendError {
+    /// True where what the peer said or left unsaid explains the error: the wire log belongs to it.
+    pub fn is_of_the_peer(&self) -> bool {
+        !matches!(
+            self,
+            Self::Connect { .. } | Self::Interrupted(_) | Self::NotNegotiated { .. } | Self::Argument { .. }
+        )
+    }
+}
