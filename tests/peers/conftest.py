@@ -2,15 +2,14 @@
 
 import os
 import shutil
-import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pytest
+
+from xenvirt import Daemon
 
 from . import kernels
 from .guests import QemuGuest, UmlGuest
@@ -47,32 +46,20 @@ def qemu(tmp_path: Path) -> Callable[..., QemuGuest]:
     return partial(QemuGuest, kernel, tmp_path / "qemu")
 
 
-@dataclass(frozen=True)
-class StorageDaemon:
-    """A qemu-storage-daemon that serves one image as vhost-user-blk."""
-
-    socket: Path
-    process: subprocess.Popen[bytes]
-
-
 @pytest.fixture
-def storage_daemon(tmp_path: Path) -> Iterator[Callable[[Path], StorageDaemon]]:
-    """Starts QEMU's block backend for a raw image: `storage_daemon(image).socket`."""
+def storage_daemon() -> Iterator[Callable[..., Daemon]]:
+    """Starts QEMU's block backend for a raw image: `storage_daemon(image, queues=2).socket`."""
     need(shutil.which("qemu-storage-daemon"), "qemu-system-common")
     with ExitStack() as stack:
 
-        def start(image: Path, queues: int = 1) -> StorageDaemon:
-            socket, pid_file = tmp_path / f"{image.name}.sock", tmp_path / f"{image.name}.pid"
-            command = ["qemu-storage-daemon", "--pidfile", str(pid_file)]
-            command += ["--blockdev", f"file,node-name=disk,filename={image}"]
+        def start(image: Path, queues: int = 1) -> Daemon:
             export = f"type=vhost-user-blk,id=export,node-name=disk,writable=on,num-queues={queues}"
-            command += ["--export", f"{export},addr.type=unix,addr.path={socket}"]
-            process = stack.enter_context(subprocess.Popen(command))
-            stack.callback(process.kill)
-            while not pid_file.exists():  # written once all exports are up
-                assert process.poll() is None, f"qemu-storage-daemon ended with {process.returncode}"
-                time.sleep(0.01)
-            return StorageDaemon(socket, process)
+            return stack.enter_context(
+                Daemon(
+                    *("qemu-storage-daemon", "--blockdev", f"file,node-name=disk,filename={image}"),
+                    *("--export", f"{export},addr.type=unix,addr.path={{socket}}"),
+                )
+            )
 
         yield start
 
