@@ -11,7 +11,8 @@ import pytest
 
 from xenvirt import Daemon
 
-from . import kernels
+from . import kernels, libblkio
+from .crates import Crate
 from .guests import QemuGuest, UmlGuest
 from .hardware import Answer, Hardware, compile_shim, refuse
 
@@ -80,3 +81,25 @@ def hardware(shim: Path, tmp_path: Path) -> Iterator[Callable[..., Hardware]]:
             return stack.enter_context(Hardware(shim, tmp_path / "hardware", answer))
 
         yield make
+
+
+@pytest.fixture
+def blkio() -> Callable[[str], Path]:
+    """Finds one of libblkio's programs: `blkio("blkio-copy")`."""
+
+    def find(name: str) -> Path:
+        need(libblkio.program(name).exists(), f"{name} of libblkio")
+        return libblkio.program(name)
+
+    return find
+
+
+@pytest.fixture
+def daemon_program() -> Callable[[Crate], Path]:
+    """Finds one of rust-vmm's daemons: `daemon_program(crates.RNG)`."""
+
+    def find(crate: Crate) -> Path:
+        need(crate.program.exists(), f"{crate.name} {crate.version}")
+        return crate.program
+
+    return find

@@ -85,7 +85,7 @@ def uml() -> Kernel | None:
 
 def debian() -> Kernel | None:
     """Debian's kernel, if `fetch_debian` has unpacked it."""
-    current = cache() / "kernel"
+    current = _current()
     images, modules = sorted(current.glob("boot/vmlinuz-*")), sorted(current.glob("lib/modules/*"))
     return Kernel(images[-1], modules[-1]) if images and modules else None
 
@@ -114,8 +114,13 @@ def fetch_debian() -> Path:
         archive.unlink()
 
     made = make(kept(package, version and version[1], _WANTED), build)
-    link = cache() / f".kernel-{made.name}"
+    link = cache() / f".{made.name}"
     link.unlink(missing_ok=True)
     link.symlink_to(made.name)
-    link.rename(cache() / "kernel")
+    link.rename(_current())
     return made
+
+
+def _current() -> Path:
+    """The link to the newest kernel that was unpacked."""
+    return kept("kernel", _WANTED)

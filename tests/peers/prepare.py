@@ -3,12 +3,15 @@
 import os
 import subprocess
 
-from . import crates, kernels
+from . import crates, kernels, libblkio
 from .cache import cache, one_at_a_time
 
 PACKAGES = (
     "busybox-static",
+    "dpdk-dev",
     "e2fsprogs",
+    "librte-net-vhost23",
+    "librte-net-virtio23",
     "linux-libc-dev",
     "qemu-system-common",
     "qemu-system-x86",
@@ -42,6 +45,7 @@ def main() -> None:
         if kernels.debian() is None:
             print("unpacking Debian's kernel", flush=True)
             kernels.fetch_debian()
+        libblkio.build()
         crates.build_all()
     print(f"the peers are in {cache()}")
 
