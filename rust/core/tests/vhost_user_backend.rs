@@ -2,7 +2,10 @@
 
 use std::{
     fs::File,
-    os::{fd::OwnedFd, unix::net::UnixStream},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::net::UnixStream,
+    },
     sync::{
         Arc,
         mpsc::{Receiver, Sender, channel},
