@@ -1,6 +1,10 @@
 //! The one crossing from errors of the core to exceptions of `xenvirt.errors`.
 
-use pyo3::{exceptions::PyOSError, import_exception, prelude::*};
+use pyo3::{
+    exceptions::{PyOSError, PyValueError},
+    import_exception,
+    prelude::*,
+};
 use rustix::io::Errno;
 use xenvirt_core::{
     in_process::StartError,
@@ -14,6 +18,7 @@ mod python {
     use super::import_exception;
     import_exception!(xenvirt.errors, DeviceFailedError);
     import_exception!(xenvirt.errors, DisconnectedError);
+    import_exception!(xenvirt.errors, ForkError);
     import_exception!(xenvirt.errors, GuestAddressError);
     import_exception!(xenvirt.errors, GuestMemoryFault);
     import_exception!(xenvirt.errors, LinkTimeoutError);
@@ -75,15 +80,25 @@ fn os_error(errno: Errno, text: &str) -> PyErr {
 fn memory(error: &MemoryError) -> PyErr {
     let text = error.to_string();
     match error {
-        MemoryError::OutOfRange { .. } => python::GuestAddressError::new_err(text),
+        MemoryError::OutOfRange { .. } | MemoryError::NotUser { .. } | MemoryError::Crossing { .. } => {
+            python::GuestAddressError::new_err(text)
+        }
         MemoryError::BadTable(_) => python::MemoryTableError::new_err(text),
         MemoryError::ReadOnly { .. } => python::ReadOnlyMemoryError::new_err(text),
-        _ => python::GuestMemoryFault::new_err(text),
+        MemoryError::Fault { .. } | MemoryError::Gone => python::GuestMemoryFault::new_err(text),
+        MemoryError::Unreachable { source, .. } => python::MapError::new_err((text, errno(source))),
+        MemoryError::Forked { .. } => python::ForkError::new_err(text),
+        MemoryError::Closed => PyValueError::new_err(text),
     }
 }
 
 fn map(error: &MapError) -> PyErr {
-    python::MapError::new_err(error.to_string())
+    python::MapError::new_err((error.to_string(), errno(error)))
+}
+
+/// 0 where the kernel was not asked.
+fn errno(error: &MapError) -> i32 {
+    error.errno().map_or(0, Errno::raw_os_error)
 }
 
 fn ring(index: Option<u16>, error: &RingError) -> PyErr {
@@ -101,9 +116,7 @@ fn chain(error: &ChainError) -> PyErr {
     let text = error.to_string();
     match error {
         ChainError::Stale { .. } => python::StaleChainError::new_err(text),
-        ChainError::Completed { .. } | ChainError::DoesNotFit { .. } => {
-            pyo3::exceptions::PyValueError::new_err(text)
-        }
+        ChainError::Completed { .. } | ChainError::DoesNotFit { .. } => PyValueError::new_err(text),
         ChainError::Fault { .. } => python::GuestMemoryFault::new_err(text),
         ChainError::Io { errno, .. } => os_error(*errno, &text),
         _ => python::StaleChainError::new_err(text),

@@ -4,6 +4,7 @@ mod buffer;
 mod endpoint;
 mod errors;
 mod frontend;
+mod memory;
 mod queue;
 
 /// The module, as Python sees it.
@@ -11,8 +12,10 @@ mod queue;
 mod _native {
     #[pymodule_export]
     use crate::{
+        buffer::MemoryView,
         endpoint::{Endpoint, Event, QueueWorker},
         frontend::{Frontend, RawMessage, SharedRegion},
+        memory::{FileRegion, GuestMemory},
         queue::{Chain, VirtQueue},
     };
 }

@@ -74,6 +74,18 @@ pub trait Backing: Hold {
     fn lease(self: Arc<Self>, offset: u64, len: u64, access: Access) -> Result<Lease, MapError>;
 }
 
+/// A lease, or something that holds one and knows more: whom to tell when it ends.
+pub trait Leased: Send + Sync {
+    /// The range. The answer never changes.
+    fn lease(&self) -> &Lease;
+}
+
+impl Leased for Lease {
+    fn lease(&self) -> &Lease {
+        self
+    }
+}
+
 /// A range of memory that stays mapped while this lives.
 #[derive(Debug)]
 pub struct Lease {

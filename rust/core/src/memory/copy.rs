@@ -29,6 +29,8 @@ pub struct Target<'a> {
 
 // SAFETY: what the pointer points to stays borrowed for 'a, whichever thread copies.
 unsafe impl Send for Source<'_> {}
+// SAFETY: as above; nothing can be done through a shared one but copying from it.
+unsafe impl Sync for Source<'_> {}
 // SAFETY: as above.
 unsafe impl Send for Target<'_> {}
 

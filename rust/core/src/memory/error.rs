@@ -4,7 +4,6 @@ use rustix::io::Errno;
 
 /// Why an access to guest memory failed, or a table was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
 pub enum MemoryError {
     /// The range does not lie in the memory table: it begins or ends outside, spans a hole, or wraps.
     #[error("guest range {address:#x}..+{len:#x} is not in the memory table ({regions})")]
@@ -15,6 +14,12 @@ pub enum MemoryError {
         len: u64,
         /// The table, in words.
         regions: String,
+    },
+    /// No region has this address in the frontend's own address space.
+    #[error("user address {address:#x} is in no region of the memory table")]
+    NotUser {
+        /// Frontend user address.
+        address: u64,
     },
     /// The range lies in the table, in more than one region: it has no single address in this process.
     #[error(
@@ -47,6 +52,9 @@ pub enum MemoryError {
         /// Length in bytes.
         len: u64,
     },
+    /// The memory of a view or a buffer went away under it.
+    #[error("the memory of the view is gone: what backed its region was truncated or taken away")]
+    Gone,
     /// Memory that is mapped when it is touched could not be mapped.
     #[error("guest range {address:#x}..+{len:#x} cannot be reached: {source}")]
     Unreachable {
@@ -72,7 +80,6 @@ pub enum MemoryError {
 
 /// Why a range could not be mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
 pub enum MapError {
     /// The length is 0, or does not fit the address space.
     #[error("cannot map {0} bytes: the length must be between 1 and 2^63 - 1, its end too")]

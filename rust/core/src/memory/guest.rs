@@ -202,6 +202,15 @@ impl GuestMemory {
         lease.map_err(|source| MemoryError::Unreachable { address, len, source })
     }
 
+    /// Says whether a range can be accessed, without touching it.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfRange`], [`MemoryError::ReadOnly`], [`MemoryError::Forked`].
+    pub fn validate(&self, address: u64, len: u64, access: Access) -> Result<(), MemoryError> {
+        self.check_owner()?;
+        if len == 0 { Ok(()) } else { self.covering(address, len, access).map(|_| ()) }
+    }
+
     /// Fills the buffer from guest memory.
     ///
     /// # Errors

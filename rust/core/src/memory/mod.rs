@@ -25,7 +25,7 @@ mod ranges;
 mod rust_vmm;
 mod table;
 
-pub use backing::{Access, Backing, Hold, Lease, MemoryKind};
+pub use backing::{Access, Backing, Hold, Lease, Leased, MemoryKind};
 pub use copy::{Source, Target, copy_from_guest, copy_to_guest};
 pub use error::{MapError, MemoryError};
 pub use fault::faults;

@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use super::{
-    backing::{Access, Lease},
+    backing::{Access, Lease, Leased},
     error::MemoryError,
     fork::Owner,
     guest::GuestMemory,
@@ -32,9 +32,8 @@ pub struct CountedLease {
     count: Arc<AtomicUsize>,
 }
 
-impl CountedLease {
-    /// The range itself.
-    pub fn lease(&self) -> &Lease {
+impl Leased for CountedLease {
+    fn lease(&self) -> &Lease {
         &self.lease
     }
 }

@@ -1,0 +1,215 @@
+//! Guest memory for Python: regions over shared files, the table of them, reads, writes and views.
+
+use std::{os::fd::AsFd, sync::Arc};
+
+use pyo3::{
+    exceptions::{PyBufferError, PyValueError},
+    prelude::*,
+    types::{PyBytes, PyTuple, PyType},
+};
+use xenvirt_core::memory::{self as core, Access, MappedMemory, MemoryError, Region, SharedMemoryTable};
+
+use crate::{
+    buffer::{BorrowedBuffer, MemoryView, copying, duplicate_fd, new_bytes},
+    errors::Error,
+};
+
+/// One region of guest memory in a shared file.
+#[pyclass(frozen, module = "xenvirt._native")]
+pub struct FileRegion {
+    region: Region,
+}
+
+#[pymethods]
+impl FileRegion {
+    #[new]
+    #[pyo3(signature = (fd, guest_address, size, *, offset = 0, user_address = None, writable = true))]
+    fn new(
+        py: Python<'_>,
+        fd: i32,
+        guest_address: u64,
+        size: u64,
+        offset: u64,
+        user_address: Option<u64>,
+        writable: bool,
+    ) -> Result<Self, Error> {
+        let file = duplicate_fd(fd)?;
+        let mapped = py.detach(|| MappedMemory::file(file.as_fd(), offset, size, writable))?;
+        let user_address = user_address.unwrap_or(guest_address);
+        Ok(Self { region: Region::new(guest_address, user_address, Arc::new(mapped)) })
+    }
+
+    #[getter]
+    fn guest_address(&self) -> u64 {
+        self.region.guest_address
+    }
+
+    #[getter]
+    fn size(&self) -> u64 {
+        self.region.len
+    }
+
+    #[getter]
+    fn user_address(&self) -> u64 {
+        self.region.user_address
+    }
+
+    #[getter]
+    fn writable(&self) -> bool {
+        self.region.backing.writable()
+    }
+
+    #[getter]
+    fn kind(&self) -> &'static str {
+        self.region.backing.kind().name()
+    }
+
+    fn __repr__(&self) -> String {
+        let Region { guest_address, user_address, len, .. } = self.region;
+        let mode = if self.writable() { "" } else { ", read-only" };
+        format!(
+            "<FileRegion of {len:#x} bytes at guest {guest_address:#x}, user {user_address:#x}, {}{mode}>",
+            self.kind()
+        )
+    }
+}
+
+/// The memory of a guest: a table of regions that can be replaced while it is used.
+#[pyclass(frozen, module = "xenvirt._native")]
+pub struct GuestMemory {
+    table: Arc<SharedMemoryTable>,
+    /// False for the memory of a session: its transport replaces and closes it.
+    owned: bool,
+}
+
+impl GuestMemory {
+    /// The memory of a session, shared with what replaces its table.
+    pub fn of_session(table: Arc<SharedMemoryTable>) -> Self {
+        Self { table, owned: false }
+    }
+
+    fn table_of(regions: &Bound<'_, PyAny>) -> Result<core::GuestMemory, Error> {
+        let mut table = Vec::new();
+        for region in regions.try_iter()? {
+            table.push(region?.cast::<FileRegion>().map_err(PyErr::from)?.get().region.clone());
+        }
+        Ok(core::GuestMemory::new(table)?)
+    }
+
+    fn check_owned(&self) -> Result<(), Error> {
+        if self.owned {
+            return Ok(());
+        }
+        let text = "the memory of a session is its transport's to replace and to close";
+        Err(PyValueError::new_err(text).into())
+    }
+}
+
+#[pymethods]
+impl GuestMemory {
+    #[new]
+    #[pyo3(signature = (regions = None))]
+    fn new(regions: Option<&Bound<'_, PyAny>>) -> Result<Self, Error> {
+        let memory = regions.map(Self::table_of).transpose()?.unwrap_or_default();
+        Ok(Self { table: Arc::new(SharedMemoryTable::new(memory)), owned: true })
+    }
+
+    #[getter]
+    fn regions<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyTuple>, Error> {
+        let memory = self.table.snapshot()?;
+        let regions = memory.regions().iter().cloned().map(|region| Py::new(py, FileRegion { region }));
+        Ok(PyTuple::new(py, regions.collect::<PyResult<Vec<_>>>()?)?)
+    }
+
+    #[getter]
+    fn closed(&self) -> bool {
+        self.table.is_closed()
+    }
+
+    fn read<'py>(&self, py: Python<'py>, address: u64, size: usize) -> Result<Bound<'py, PyBytes>, Error> {
+        let memory = self.table.snapshot()?;
+        // Before room is made for it.
+        memory.validate(address, size as u64, Access::Read)?;
+        new_bytes(py, size, |target| copying(py, size, || memory.read_into(address, target)))
+    }
+
+    fn readinto(&self, py: Python<'_>, address: u64, buffer: &Bound<'_, PyAny>) -> Result<usize, Error> {
+        let memory = self.table.snapshot()?;
+        let mut buffer = BorrowedBuffer::writable(buffer)?;
+        let size = buffer.len();
+        let target = buffer.target()?;
+        copying(py, size, || memory.read_into(address, target))?;
+        Ok(size)
+    }
+
+    fn write(&self, py: Python<'_>, address: u64, data: &Bound<'_, PyAny>) -> Result<usize, Error> {
+        let memory = self.table.snapshot()?;
+        let data = BorrowedBuffer::readable(data)?;
+        let source = data.source();
+        copying(py, data.len(), || memory.write_from(address, source))?;
+        Ok(data.len())
+    }
+
+    #[pyo3(signature = (address, size, *, writable = None))]
+    fn view(&self, address: u64, size: u64, writable: Option<bool>) -> Result<MemoryView, Error> {
+        let lease = |access| self.table.lease(address, size, access);
+        let (lease, writable) = match writable {
+            Some(true) => (lease(Access::Write)?, true),
+            Some(false) => (lease(Access::Read)?, false),
+            None => match lease(Access::Write) {
+                Err(MemoryError::ReadOnly { .. }) => (lease(Access::Read)?, false),
+                result => (result?, true),
+            },
+        };
+        Ok(MemoryView::new(lease, writable))
+    }
+
+    fn user_to_guest(&self, user_address: u64) -> Result<u64, Error> {
+        let guest_address = self.table.snapshot()?.user_to_guest(user_address);
+        Ok(guest_address.ok_or(MemoryError::NotUser { address: user_address })?)
+    }
+
+    fn replace(&self, py: Python<'_>, regions: &Bound<'_, PyAny>) -> Result<(), Error> {
+        self.check_owned()?;
+        let old = self.table.replace(Self::table_of(regions)?)?;
+        // Unmapping can take long.
+        py.detach(|| drop(old));
+        Ok(())
+    }
+
+    fn close(&self, py: Python<'_>) -> Result<(), Error> {
+        self.check_owned()?;
+        py.detach(|| self.table.close()).map_err(|live| {
+            PyBufferError::new_err(format!("cannot close guest memory with {live} live views")).into()
+        })
+    }
+
+    fn __enter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    #[pyo3(signature = (exception_type, _exception, _traceback, /))]
+    fn __exit__(
+        &self,
+        py: Python<'_>,
+        exception_type: Option<&Bound<'_, PyType>>,
+        _exception: Option<&Bound<'_, PyAny>>,
+        _traceback: Option<&Bound<'_, PyAny>>,
+    ) -> Result<(), Error> {
+        match exception_type {
+            None => self.close(py),
+            Some(_) => {
+                self.check_owned()?;
+                py.detach(|| self.table.abandon());
+                Ok(())
+            }
+        }
+    }
+
+    fn __repr__(&self) -> String {
+        match self.table.snapshot() {
+            Ok(memory) => format!("<GuestMemory of {} regions>", memory.regions().len()),
+            Err(error) => format!("<GuestMemory: {error}>"),
+        }
+    }
+}
