@@ -1,11 +1,168 @@
 """The native core. What is public is re-exported by ``xenvirt``; import it from there."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self, final
 
 from typing_extensions import Buffer
+
+from xenvirt._buffer import BytesLike
+
+# ---- guest memory
+
+@final
+class FileRegion:
+    """One region of guest memory, mapped from a shared file: a memfd, a file on hugetlbfs, a plain file.
+
+    Args:
+        fd: the file, open for reading, and for writing unless ``writable`` is false. It is not kept: close it
+            whenever you like.
+        guest_address: guest physical address of the first byte.
+        size: length in bytes.
+        offset: where in the file the region begins, in bytes; it need not be the begin of a page.
+        user_address: address of the first byte in the frontend's own address space, in which vhost-user names
+            the parts of a ring; the guest address if left out.
+        writable: false maps it read-only.
+
+    It stays mapped as long as this object, a table with it or a view of it lives. A child after fork does not
+    have it.
+
+    Raises:
+        MapError: the file is shorter than ``offset + size``, the size is 0, or the kernel refused.
+        OSError: ``fd`` is not open.
+    """
+
+    def __new__(
+        cls,
+        fd: int,
+        guest_address: int,
+        size: int,
+        *,
+        offset: int = 0,
+        user_address: int | None = None,
+        writable: bool = True,
+    ) -> Self: ...
+    @property
+    def guest_address(self) -> int:
+        """Guest physical address of the first byte."""
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+    @property
+    def user_address(self) -> int:
+        """Address of the first byte in the frontend's own address space."""
+    @property
+    def writable(self) -> bool:
+        """Can it be written?"""
+    @property
+    def kind(self) -> str:
+        """What backs it: "file"."""
+
+@final
+class GuestMemory:
+    """The memory of a guest: a table of regions, through which its physical addresses are reached.
+
+    The table can be replaced while others use it: each call sees the one or the other, never a mixture. How
+    ranges are understood that cross regions, end outside, wrap or are empty is said in :mod:`xenvirt.memory`.
+    Copies of more than 16 KiB release the GIL.
+
+    What every access can raise:
+
+    - ``GuestAddressError``: the range is not in the table.
+    - ``ReadOnlyMemoryError``: a write to a region that is mapped read-only.
+    - ``GuestMemoryFault``: what backs a region was truncated or taken away, now or earlier.
+    - ``ForkError``: in a child of the process that made it.
+    - ``ValueError``: it was closed.
+
+    Raises:
+        MemoryTableError: the regions overlap, or wrap.
+    """
+
+    def __new__(cls, regions: Iterable[FileRegion] | None = None) -> Self: ...
+    @property
+    def regions(self) -> tuple[FileRegion, ...]:
+        """The regions of this moment, sorted by guest address."""
+    @property
+    def closed(self) -> bool:
+        """Was it closed?"""
+    def read(self, address: int, size: int) -> bytes:
+        """The ``size`` bytes at guest address ``address``."""
+    def readinto(self, address: int, buffer: BytesLike) -> int:
+        """Fills all of ``buffer`` from ``address`` on; gives its length in bytes.
+
+        Raises:
+            TypeError: ``buffer`` is none, is read-only, or holds Python objects.
+            BufferError: its bytes do not lie side by side.
+        """
+    def write(self, address: int, data: BytesLike) -> int:
+        """Writes all of ``data`` from ``address`` on; gives its length in bytes. Raises as ``readinto``."""
+    def view(self, address: int, size: int, *, writable: bool | None = None) -> MemoryView:
+        """The bytes themselves, without a copy. The range must lie in one region.
+
+        A view is writable where its region is, unless asked for otherwise. It keeps its region mapped, also
+        when the table is replaced and the region is in it no more.
+        """
+    def user_to_guest(self, user_address: int) -> int:
+        """The guest address of an address in the frontend's own address space; GuestAddressError if none."""
+    def replace(self, regions: Iterable[FileRegion]) -> None:
+        """Puts another table in the place of this one, at once.
+
+        A region that is in it no more is unmapped when the last view of it, and the last access that is
+        running, are done.
+
+        Raises:
+            MemoryTableError: the regions overlap, or wrap; the old table stays.
+            ValueError: it is the memory of a session, whose transport replaces it.
+        """
+    def close(self) -> None:
+        """Lets go of the table. Closing twice is allowed.
+
+        Raises:
+            BufferError: views of it live; nothing is changed.
+            ValueError: it is the memory of a session, whose transport closes it.
+        """
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None:
+        """Closes it. While an exception is in flight live views are no error: the last of them unmaps."""
+
+@final
+class MemoryView:
+    """Guest memory as a buffer: ``memoryview(view)``, ``numpy.frombuffer(view, ...)`` give it without a copy.
+
+    The guest can change the bytes at any time: copy first what you decide by. What backs the memory may be
+    taken away (a truncated memfd): then the bytes turn into zeroes, and ``release`` says so. A child after
+    fork must not touch a buffer of it: it is killed by SIGSEGV.
+    """
+
+    def __len__(self) -> int: ...
+    @property
+    def readonly(self) -> bool:
+        """Are its buffers read-only?"""
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    def __release_buffer__(self, buffer: memoryview, /) -> None: ...
+    def release(self) -> None:
+        """Gives the memory back before the garbage collector does. Releasing twice is allowed.
+
+        Raises:
+            BufferError: buffers of it are still in use; nothing is changed.
+            GuestMemoryFault: the memory went away, what was read there since are zeroes. It is released.
+        """
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None:
+        """Releases it. While an exception is in flight nothing is raised: the last buffer gives it back."""
 
 # ---- endpoint: the event loop of one device, private to xenvirt
 
@@ -104,6 +261,9 @@ class Endpoint:
     @property
     def queues(self) -> tuple[VirtQueue, ...]:
         """All queues."""
+    @property
+    def memory(self) -> GuestMemory:
+        """The driver's memory, whose table follows the transport; empty without a driver."""
     @property
     def negotiated_features(self) -> int:
         """The virtio features that the present driver agreed to; 0 without a driver."""

@@ -19,7 +19,6 @@ use std::{
 };
 
 use pyo3::{
-    buffer::PyUntypedBuffer,
     exceptions::{PyBufferError, PyOSError, PyTypeError, PyValueError},
     ffi,
     prelude::*,
@@ -52,7 +51,47 @@ enum Held<'py> {
     /// Immutable, and kept by a reference.
     #[allow(dead_code)] // held, not looked at
     Bytes(Bound<'py, PyBytes>),
-    Buffer(PyUntypedBuffer),
+    Buffer(Lending),
+}
+
+/// A filled `Py_buffer`: boxed, because it may point into itself. It cannot leave the thread, which is attached.
+struct Lending(Box<ffi::Py_buffer>);
+
+impl Lending {
+    fn of(object: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let mut buffer = Box::new(ffi::Py_buffer::new());
+        // Read-only as far as we ask: the exporter's refusal would not say what of whose. `readonly` tells.
+        let flags = ffi::PyBUF_FULL_RO;
+        // SAFETY: a live object, and a buffer to be filled, which is given back when this is dropped.
+        match unsafe { ffi::PyObject_GetBuffer(object.as_ptr(), &mut *buffer, flags) } {
+            0 => Ok(Self(buffer)),
+            _ => Err(PyErr::fetch(object.py())),
+        }
+    }
+
+    fn readonly(&self) -> bool {
+        self.0.readonly != 0
+    }
+
+    fn format(&self) -> &CStr {
+        if self.0.format.is_null() {
+            return c"B";
+        }
+        // SAFETY: the exporter's string, which lives as long as the buffer is held.
+        unsafe { CStr::from_ptr(self.0.format) }
+    }
+
+    fn is_c_contiguous(&self) -> bool {
+        // SAFETY: a filled buffer.
+        unsafe { ffi::PyBuffer_IsContiguous(&*self.0, b'C' as std::ffi::c_char) != 0 }
+    }
+}
+
+impl Drop for Lending {
+    fn drop(&mut self) {
+        // SAFETY: filled by PyObject_GetBuffer, given back once.
+        unsafe { ffi::PyBuffer_Release(&mut *self.0) };
+    }
 }
 
 impl<'py> BorrowedBuffer<'py> {
@@ -87,7 +126,7 @@ impl<'py> BorrowedBuffer<'py> {
         if unsafe { ffi::PyObject_CheckBuffer(object.as_ptr()) } == 0 {
             return Err(wrong_type(object, wanted, "which is none"));
         }
-        let buffer = PyUntypedBuffer::get(object)?;
+        let buffer = Lending::of(object)?;
         if holds_objects(buffer.format()) {
             return Err(wrong_type(object, wanted, "which holds Python objects"));
         }
@@ -95,8 +134,9 @@ impl<'py> BorrowedBuffer<'py> {
             return Err(PyBufferError::new_err("the buffer's bytes must lie side by side, in C order"));
         }
         // An empty buffer may have no address.
-        let base = NonNull::new(buffer.buf_ptr().cast::<u8>()).unwrap_or(NonNull::dangling());
-        Ok(Self { base, len: buffer.len_bytes(), held: Held::Buffer(buffer) })
+        let base = NonNull::new(buffer.0.buf.cast::<u8>()).unwrap_or(NonNull::dangling());
+        let len = usize::try_from(buffer.0.len).map_err(|_| PyBufferError::new_err("a negative length"))?;
+        Ok(Self { base, len, held: Held::Buffer(buffer) })
     }
 
     /// Length in bytes.
@@ -207,11 +247,13 @@ impl MemoryView {
         Ok(lease.lease().len() as usize)
     }
 
+    /// Are its buffers read-only?
     #[getter]
     fn readonly(&self) -> bool {
         !self.writable
     }
 
+    /// Gives the memory back.
     fn release(&self) -> Result<(), Error> {
         let mut state = self.state()?;
         if state.buffers > 0 {

@@ -14,7 +14,7 @@ use xenvirt_core::{
     vhost_user::VhostUserServer,
 };
 
-use crate::{buffer::duplicate_fd, errors::Error, queue::VirtQueue};
+use crate::{buffer::duplicate_fd, errors::Error, memory::GuestMemory, queue::VirtQueue};
 
 /// What the device has to deal with. The queue of a kick is given as itself, without an event around it.
 #[pyclass(frozen, module = "xenvirt._native")]
@@ -248,6 +248,12 @@ impl Endpoint {
     #[getter]
     fn queues<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         PyTuple::new(py, &self.queues)
+    }
+
+    /// The driver's memory: one object, whose table follows the transport.
+    #[getter]
+    fn memory(&self) -> GuestMemory {
+        GuestMemory::of_session(Arc::clone(&self.control.memory))
     }
 
     /// The virtio features that the present driver agreed to.

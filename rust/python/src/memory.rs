@@ -39,26 +39,31 @@ impl FileRegion {
         Ok(Self { region: Region::new(guest_address, user_address, Arc::new(mapped)) })
     }
 
+    /// Guest physical address of the first byte.
     #[getter]
     fn guest_address(&self) -> u64 {
         self.region.guest_address
     }
 
+    /// Length in bytes.
     #[getter]
     fn size(&self) -> u64 {
         self.region.len
     }
 
+    /// Address of the first byte in the frontend's own address space.
     #[getter]
     fn user_address(&self) -> u64 {
         self.region.user_address
     }
 
+    /// Can it be written?
     #[getter]
     fn writable(&self) -> bool {
         self.region.backing.writable()
     }
 
+    /// What backs it: "file".
     #[getter]
     fn kind(&self) -> &'static str {
         self.region.backing.kind().name()
@@ -114,6 +119,7 @@ impl GuestMemory {
         Ok(Self { table: Arc::new(SharedMemoryTable::new(memory)), owned: true })
     }
 
+    /// The regions of this moment, sorted by guest address.
     #[getter]
     fn regions<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyTuple>, Error> {
         let memory = self.table.snapshot()?;
@@ -121,11 +127,13 @@ impl GuestMemory {
         Ok(PyTuple::new(py, regions.collect::<PyResult<Vec<_>>>()?)?)
     }
 
+    /// Was it closed?
     #[getter]
     fn closed(&self) -> bool {
         self.table.is_closed()
     }
 
+    /// The `size` bytes at a guest address.
     fn read<'py>(&self, py: Python<'py>, address: u64, size: usize) -> Result<Bound<'py, PyBytes>, Error> {
         let memory = self.table.snapshot()?;
         // Before room is made for it.
@@ -133,6 +141,7 @@ impl GuestMemory {
         new_bytes(py, size, |target| copying(py, size, || memory.read_into(address, target)))
     }
 
+    /// Fills all of a buffer from a guest address on.
     fn readinto(&self, py: Python<'_>, address: u64, buffer: &Bound<'_, PyAny>) -> Result<usize, Error> {
         let memory = self.table.snapshot()?;
         let mut buffer = BorrowedBuffer::writable(buffer)?;
@@ -142,6 +151,7 @@ impl GuestMemory {
         Ok(size)
     }
 
+    /// Writes all of the data from a guest address on.
     fn write(&self, py: Python<'_>, address: u64, data: &Bound<'_, PyAny>) -> Result<usize, Error> {
         let memory = self.table.snapshot()?;
         let data = BorrowedBuffer::readable(data)?;
@@ -150,6 +160,7 @@ impl GuestMemory {
         Ok(data.len())
     }
 
+    /// The bytes themselves, as an object with the buffer protocol.
     #[pyo3(signature = (address, size, *, writable = None))]
     fn view(&self, address: u64, size: u64, writable: Option<bool>) -> Result<MemoryView, Error> {
         let lease = |access| self.table.lease(address, size, access);
@@ -164,11 +175,13 @@ impl GuestMemory {
         Ok(MemoryView::new(lease, writable))
     }
 
+    /// The guest address of an address in the frontend's own address space.
     fn user_to_guest(&self, user_address: u64) -> Result<u64, Error> {
         let guest_address = self.table.snapshot()?.user_to_guest(user_address);
         Ok(guest_address.ok_or(MemoryError::NotUser { address: user_address })?)
     }
 
+    /// Puts another table in the place of this one.
     fn replace(&self, py: Python<'_>, regions: &Bound<'_, PyAny>) -> Result<(), Error> {
         self.check_owned()?;
         let old = self.table.replace(Self::table_of(regions)?)?;
@@ -177,6 +190,7 @@ impl GuestMemory {
         Ok(())
     }
 
+    /// Lets go of the table.
     fn close(&self, py: Python<'_>) -> Result<(), Error> {
         self.check_owned()?;
         py.detach(|| self.table.close()).map_err(|live| {
