@@ -6,10 +6,10 @@
 //! a segment: bytes are copied by pointer, or by the kernel.
 #![allow(unsafe_code)]
 
-use std::{os::fd::BorrowedFd, sync::Arc};
+use std::{os::fd::BorrowedFd, ptr::NonNull, sync::Arc};
 
 use super::{error::ChainError, queue::VirtQueue, transfer};
-use crate::memory::{GuestMemory, Source, Target};
+use crate::memory::{GuestMemory, Hold, Lease, Source, Target};
 
 /// A piece of a buffer: a range of our memory that was checked.
 #[derive(Clone, Copy, Debug)]
@@ -258,14 +258,25 @@ impl QueueChain {
         Ok(moved)
     }
 
-    /// What was not read yet, a piece for each range of memory. Valid while the chain lives.
-    pub fn readable_segments(&self) -> impl Iterator<Item = Segment> {
-        self.read_at.pieces(self.readable_part(), self.readable())
+    /// What was not read yet, a lease for each piece of memory. Who holds one can look at the memory also
+    /// after the chain was completed or became stale: let go of it before.
+    pub fn readable_leases(&self) -> Result<Vec<Lease>, ChainError> {
+        self.access(|chain| chain.leases(chain.read_at.pieces(chain.readable_part(), chain.readable())))
     }
 
-    /// What was not written yet, a piece for each range of memory. Valid while the chain lives.
-    pub fn writable_segments(&self) -> impl Iterator<Item = Segment> {
-        self.write_at.pieces(&self.chain.segments, self.writable())
+    /// What was not written yet, a lease for each piece of memory; see [`Self::readable_leases`].
+    pub fn writable_leases(&self) -> Result<Vec<Lease>, ChainError> {
+        self.access(|chain| chain.leases(chain.write_at.pieces(&chain.chain.segments, chain.writable())))
+    }
+
+    fn leases(&self, pieces: impl Iterator<Item = Segment>) -> Vec<Lease> {
+        let hold: Arc<dyn Hold> = Arc::new(Held(self.memory.clone()));
+        let lease = |piece: Segment| {
+            let base = NonNull::new(piece.base)?;
+            // SAFETY: a checked range of the table that `hold` keeps; writable, where that is looked for.
+            Some(unsafe { Lease::new(base, piece.len.into(), Arc::clone(&hold)) })
+        };
+        pieces.filter_map(lease).collect()
     }
 
     /// Puts the chain in the used ring and calls the driver if it wants. The used length is what was
@@ -282,6 +293,16 @@ impl QueueChain {
         self.queue.complete(self.generation, head, len, self.read)?;
         self.completed = true;
         Ok(())
+    }
+}
+
+/// Keeps the memory of a lease.
+#[derive(Debug)]
+struct Held(GuestMemory);
+
+impl Hold for Held {
+    fn poisoned(&self) -> bool {
+        self.0.poisoned()
     }
 }
 

@@ -25,6 +25,8 @@ mod requests;
 mod split;
 #[cfg(test)]
 mod test_guest;
+#[cfg(test)]
+mod tests;
 mod transfer;
 mod translate;
 

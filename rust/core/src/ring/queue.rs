@@ -190,6 +190,12 @@ impl VirtQueue {
         (*current == generation).then(copy)
     }
 
+    /// True while nobody copies from or to a chain.
+    #[cfg(test)]
+    pub(super) fn generation_is_free(&self) -> bool {
+        self.generation.try_write().is_ok()
+    }
+
     /// How often the queue was started and stopped: chains of another generation are stale.
     pub fn generation(&self) -> u64 {
         *self.generation.read().unwrap_or_else(PoisonError::into_inner)

@@ -80,6 +80,12 @@ impl TestGuest {
         self.put(at + 14, &next.to_le_bytes());
     }
 
+    /// The available index goes on from here.
+    pub fn begin_at(&mut self, index: u16) {
+        self.next = index;
+        self.word(AVAILABLE + 2).store(index, Ordering::Release);
+    }
+
     /// Makes a head available.
     pub fn publish(&mut self, head: u16) {
         let slot = u64::from(self.next % self.config.size);

@@ -1,0 +1,5 @@
+//! The ring's tests that need a hand which writes anything into a guest's memory.
+
+mod lifecycle;
+mod notifications;
+mod rules;
