@@ -14,36 +14,12 @@ use rustix::io::Errno;
 
 use super::{
     ConfigSpace, FrontendCode as Code, FrontendError, FrontendRequest, Header, MemoryRegion, Message,
-    Patience, ProtocolError, ProtocolFeatures, RegionFormat, Reply, RequestName, VringAddress, VringFlags,
-    VringState, WireLog, XenMapFlags, connect::connect_with_retry, exchange::Exchange,
-    reverse_channel::ReverseChannel, virtio_features,
+    Patience, ProtocolError, ProtocolFeatures, RegionFormat, Reply, RequestName, WireLog,
+    connect::connect_with_retry, exchange::Exchange, reverse_channel::ReverseChannel, virtio_features,
 };
 
 /// Lines that the wire log keeps.
 const LOG_LINES: usize = 256;
-
-/// One ring, as [`Frontend::set_ring`] wants it. Addresses are guest physical and lie in the memory table.
-#[derive(Clone, Copy, Debug)]
-pub struct RingSetup<'a> {
-    /// Which queue.
-    pub index: u8,
-    /// Entries.
-    pub size: u16,
-    /// The descriptor table.
-    pub descriptors: u64,
-    /// The available ring.
-    pub available: u64,
-    /// The used ring.
-    pub used: u64,
-    /// The available index to go on from; 0 for a new ring.
-    pub base: u16,
-    /// Signalled by the driver. None: the device polls.
-    pub kick: Option<BorrowedFd<'a>>,
-    /// Signalled by the device. None: the driver polls.
-    pub call: Option<BorrowedFd<'a>>,
-    /// Signalled by the device when the ring is broken. Not sent at all if None.
-    pub err: Option<BorrowedFd<'a>>,
-}
 
 /// A connection to a vhost-user backend.
 #[derive(Debug)]
@@ -51,11 +27,11 @@ pub struct Frontend {
     exchange: Exchange,
     reverse: Option<ReverseChannel>,
     offered: u64,
-    acked: u64,
+    pub(super) acked: u64,
     offered_protocol: u64,
     protocol: ProtocolFeatures,
     queues: Option<u64>,
-    memory: Vec<MemoryRegion>,
+    pub(super) memory: Vec<MemoryRegion>,
 }
 
 impl Frontend {
@@ -200,90 +176,6 @@ impl Frontend {
         self.barrier()
     }
 
-    /// Gives the peer the whole memory table.
-    pub fn set_memory(&mut self, regions: &[(MemoryRegion, BorrowedFd<'_>)]) -> Result<(), FrontendError> {
-        let most = super::MAX_FDS;
-        argument("number of regions", regions.len() as u64, regions.len() <= most, || {
-            format!("at most {most}")
-        })?;
-        let regions = regions.iter().map(|(region, fd)| Ok((self.region(region)?, duplicate(*fd)?)));
-        let regions = regions.collect::<Result<Vec<_>, FrontendError>>()?;
-        let table = regions.iter().map(|(region, _)| *region).collect();
-        self.confirm(&FrontendRequest::SetMemTable(regions))?;
-        self.barrier()?;
-        self.memory = table;
-        Ok(())
-    }
-
-    /// How many regions the peer takes (CONFIGURE_MEM_SLOTS).
-    pub fn max_memory_slots(&mut self) -> Result<u64, FrontendError> {
-        self.need(Code::GetMaxMemSlots, ProtocolFeatures::CONFIGURE_MEM_SLOTS)?;
-        self.ask(&FrontendRequest::GetMaxMemSlots)
-    }
-
-    /// One more region (CONFIGURE_MEM_SLOTS).
-    pub fn add_region(&mut self, region: &MemoryRegion, fd: BorrowedFd<'_>) -> Result<(), FrontendError> {
-        self.need(Code::AddMemReg, ProtocolFeatures::CONFIGURE_MEM_SLOTS)?;
-        let region = self.region(region)?;
-        self.confirm(&FrontendRequest::AddMemReg { region, fd: duplicate(fd)? })?;
-        self.barrier()?;
-        self.memory.push(region);
-        Ok(())
-    }
-
-    /// Away with a region (CONFIGURE_MEM_SLOTS).
-    pub fn remove_region(&mut self, region: &MemoryRegion) -> Result<(), FrontendError> {
-        self.need(Code::RemMemReg, ProtocolFeatures::CONFIGURE_MEM_SLOTS)?;
-        let region = self.region(region)?;
-        self.confirm(&FrontendRequest::RemMemReg(region))?;
-        self.barrier()?;
-        self.memory.retain(|known| {
-            (known.guest_address, known.user_address, known.size)
-                != (region.guest_address, region.user_address, region.size)
-        });
-        Ok(())
-    }
-
-    /// Sets one ring up; enable it when all are. The kick comes last: it is what starts the ring.
-    pub fn set_ring(&mut self, ring: &RingSetup<'_>) -> Result<(), FrontendError> {
-        let index = u32::from(ring.index);
-        let address = VringAddress {
-            index,
-            flags: VringFlags::empty(),
-            descriptors: self.user_address("descriptor table", ring.descriptors)?,
-            available: self.user_address("available ring", ring.available)?,
-            used: self.user_address("used ring", ring.used)?,
-            log: 0,
-        };
-        let duplicate = |fd: Option<BorrowedFd<'_>>| fd.map(duplicate).transpose();
-        self.confirm(&FrontendRequest::SetVringNum(VringState { index, value: ring.size.into() }))?;
-        self.confirm(&FrontendRequest::SetVringAddr(address))?;
-        self.confirm(&FrontendRequest::SetVringBase(VringState { index, value: ring.base.into() }))?;
-        self.confirm(&FrontendRequest::SetVringCall { index: ring.index, fd: duplicate(ring.call)? })?;
-        if ring.err.is_some() {
-            self.confirm(&FrontendRequest::SetVringErr { index: ring.index, fd: duplicate(ring.err)? })?;
-        }
-        self.confirm(&FrontendRequest::SetVringKick { index: ring.index, fd: duplicate(ring.kick)? })?;
-        self.barrier()
-    }
-
-    /// Enables or disables a ring. Without protocol features there is nothing to say: it runs from the start.
-    pub fn enable_ring(&mut self, index: u8, enable: bool) -> Result<(), FrontendError> {
-        if self.acked & virtio_features::PROTOCOL_FEATURES == 0 {
-            return Ok(());
-        }
-        self.confirm(&FrontendRequest::SetVringEnable { index: index.into(), enable })?;
-        self.barrier()
-    }
-
-    /// Stops a ring and says at which available index: the base to go on from.
-    pub fn stop_ring(&mut self, index: u8) -> Result<u32, FrontendError> {
-        match self.call(&FrontendRequest::GetVringBase { index: index.into() })? {
-            Reply::VringBase(state) if state.index == u32::from(index) => Ok(state.value),
-            answer => Err(wrong_answer(Code::GetVringBase, &answer, format!("queue {index} was asked for"))),
-        }
-    }
-
     /// The device status (STATUS).
     pub fn status(&mut self) -> Result<u64, FrontendError> {
         self.need(Code::GetStatus, ProtocolFeatures::STATUS)?;
@@ -353,7 +245,7 @@ impl Frontend {
         self.ask(&FrontendRequest::GetFeatures).map(drop)
     }
 
-    fn format(&self) -> RegionFormat {
+    pub(super) fn format(&self) -> RegionFormat {
         if self.protocol.contains(ProtocolFeatures::XEN_MMAP) {
             RegionFormat::Xen
         } else {
@@ -367,7 +259,7 @@ impl Frontend {
     }
 
     /// Sends a request that has no reply of its own; where there are acknowledgements, waits for it.
-    fn confirm(&mut self, request: &FrontendRequest) -> Result<(), FrontendError> {
+    pub(super) fn confirm(&mut self, request: &FrontendRequest) -> Result<(), FrontendError> {
         if !self.protocol.contains(ProtocolFeatures::REPLY_ACK) {
             return self.post(request);
         }
@@ -385,14 +277,14 @@ impl Frontend {
     }
 
     /// Sends a request that has a reply of its own, and gives that.
-    fn call(&mut self, request: &FrontendRequest) -> Result<Reply, FrontendError> {
+    pub(super) fn call(&mut self, request: &FrontendRequest) -> Result<Reply, FrontendError> {
         self.post(request)?;
         let name = request.name();
         self.exchange.reply(request.code().map_err(|_| unsupported(name))?)
     }
 
     /// Sends a request whose reply is a number.
-    fn ask(&mut self, request: &FrontendRequest) -> Result<u64, FrontendError> {
+    pub(super) fn ask(&mut self, request: &FrontendRequest) -> Result<u64, FrontendError> {
         match self.call(request)? {
             Reply::Number(value) => Ok(value),
             other => Err(FrontendError::Answer {
@@ -403,46 +295,13 @@ impl Frontend {
         }
     }
 
-    fn need(&self, code: Code, feature: ProtocolFeatures) -> Result<(), FrontendError> {
+    pub(super) fn need(&self, code: Code, feature: ProtocolFeatures) -> Result<(), FrontendError> {
         if self.protocol.contains(feature) {
             return Ok(());
         }
         let offered = ProtocolFeatures::from_bits_retain(self.offered_protocol).contains(feature);
         let why = if offered { "was not acked" } else { "the peer does not offer" };
         Err(FrontendError::NotNegotiated { request: code.into(), feature: feature.to_string(), why })
-    }
-
-    /// The region as the negotiated format can carry it.
-    fn region(&self, region: &MemoryRegion) -> Result<MemoryRegion, FrontendError> {
-        let plain = region.xen_flags == XenMapFlags::empty() && region.xen_domain == 0;
-        let bits = u64::from(region.xen_flags.bits());
-        argument("Xen mapping flags", bits, plain || self.format() == RegionFormat::Xen, || {
-            "0 where XEN_MMAP was not acked".into()
-        })?;
-        argument("region size", region.size, region.size > 0, || "more than 0".into())?;
-        for (what, start) in [
-            ("guest address", region.guest_address),
-            ("user address", region.user_address),
-            ("mmap offset", region.mmap_offset),
-        ] {
-            argument(what, start, start.checked_add(region.size).is_some(), || {
-                format!("such that the region's {:#x} bytes do not wrap", region.size)
-            })?;
-        }
-        Ok(*region)
-    }
-
-    fn user_address(&self, what: &'static str, address: u64) -> Result<u64, FrontendError> {
-        let region =
-            self.memory.iter().find(|region| address.wrapping_sub(region.guest_address) < region.size);
-        match region {
-            Some(region) => Ok(region.user_address + (address - region.guest_address)),
-            None => Err(FrontendError::Argument {
-                what,
-                value: address,
-                allowed: format!("in one of the {} regions that were set", self.memory.len()),
-            }),
-        }
     }
 }
 
@@ -452,7 +311,7 @@ impl AsFd for Frontend {
     }
 }
 
-fn socket_error(errno: Errno) -> FrontendError {
+pub(super) fn socket_error(errno: Errno) -> FrontendError {
     ProtocolError::Socket(errno).into()
 }
 
@@ -460,11 +319,7 @@ fn unsupported(request: RequestName) -> FrontendError {
     ProtocolError::Unsupported { request }.into()
 }
 
-fn duplicate(fd: BorrowedFd<'_>) -> Result<OwnedFd, FrontendError> {
-    rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(socket_error)
-}
-
-fn argument(
+pub(super) fn argument(
     what: &'static str,
     value: u64,
     good: bool,
@@ -476,6 +331,6 @@ fn argument(
     Err(FrontendError::Argument { what, value, allowed: allowed() })
 }
 
-fn wrong_answer(code: Code, answer: &Reply, expected: String) -> FrontendError {
+pub(super) fn wrong_answer(code: Code, answer: &Reply, expected: String) -> FrontendError {
     FrontendError::Answer { request: code.into(), answer: answer.to_string(), expected }
 }

@@ -8,24 +8,28 @@
 //! The codec is not told which features are on. The one thing on the wire that negotiation changes is
 //! the size of a memory region, and that is an argument: [`RegionFormat`].
 //!
-//! General layout: `code`, `features`, `payload`, `message`, `reply`, `reverse` and `wire` are the codec,
-//! `describe` and `log` put it in words; `frontend` stands on `exchange`, `connect`, `wait` and
-//! `reverse_channel`.
+//! General layout: `code`, `features`, `payload`, `message`, `reply` and `reverse` are what is said, `cursor` and
+//! `request_codec` how it stands on the wire, `wire` how it is cut out of a stream, `describe` and `log` how a
+//! person reads it. `frontend` and `frontend_rings` stand on `exchange`, `connect`, `wait` and
+//! `reverse_channel`; `backend` on `memory_table`, and `server` gives it its connections.
 
 mod backend;
 mod code;
 mod connect;
+mod cursor;
 mod describe;
 mod error;
 mod exchange;
 mod features;
 mod frontend;
 mod frontend_error;
+mod frontend_rings;
 mod log;
 mod memory_table;
 mod message;
 mod payload;
 mod reply;
+mod request_codec;
 mod reverse;
 mod reverse_channel;
 mod server;
@@ -37,8 +41,9 @@ pub use code::{BackendCode, Channel, FrontendCode, RequestName};
 pub use describe::{describe_reply, describe_request};
 pub use error::ProtocolError;
 pub use features::{ProtocolFeatures, Status, VringFlags, virtio_features};
-pub use frontend::{Frontend, RingSetup};
+pub use frontend::Frontend;
 pub use frontend_error::FrontendError;
+pub use frontend_rings::RingSetup;
 pub use log::WireLog;
 pub use memory_table::{MAX_MEMORY_SLOTS, MemorySlots, TableError};
 pub use message::{FrontendRequest, Outgoing};

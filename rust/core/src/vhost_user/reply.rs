@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use super::payload::{Input, Output};
+use super::cursor::{Input, Output};
 use super::{ConfigSpace, FrontendCode, Inflight, Outgoing, ProtocolError, VringState};
 
 /// GET_SHMEM_CONFIG has room for this many regions, whatever their number.

@@ -3,7 +3,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use super::payload::{Input, Output};
+use super::cursor::{Input, Output};
 use super::{
     BackendCode, Channel, IotlbMessage, Outgoing, ProtocolError, RequestName, SharedMemoryMap, Uuid,
     VringArea, VringState,
