@@ -66,6 +66,10 @@ impl Exchange {
         name: RequestName,
         sent: Result<(), ProtocolError>,
     ) -> Result<(), FrontendError> {
+        // Before the outcome is known: a peer may hang up at the request before this one, and be gone already.
+        if self.unconfirmed.len() < NAMED {
+            self.unconfirmed.push(name);
+        }
         let deadline = self.patience.deadline();
         let during = |it: RequestName| format!("while {it} was being sent");
         if let Err(error) = sent {
@@ -76,9 +80,6 @@ impl Exchange {
             if let Err(error) = self.connection.flush() {
                 return Err(self.end(error, during(name)));
             }
-        }
-        if self.unconfirmed.len() < NAMED {
-            self.unconfirmed.push(name);
         }
         Ok(())
     }
