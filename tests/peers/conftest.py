@@ -21,7 +21,7 @@ def need(present: object, what: str) -> None:
     """Ends the test here if a peer is not on this machine."""
     if present:
         return
-    reason = f"no {what} here: scripts/test installs it"
+    reason = f"no {what} here (scripts/test installs what it can)"
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)

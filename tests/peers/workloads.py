@@ -46,3 +46,10 @@ def check_filesystem(outcome: Outcome, image: Path) -> None:
     dump = [str(find_program("debugfs")), "-R", f"dump /data {copy}", str(image)]
     subprocess.run(dump, check=True, capture_output=True)
     assert hashlib.sha256(copy.read_bytes()).hexdigest() == outcome.one("written")
+
+
+def new_image(path: Path, size: int) -> Path:
+    """Makes a raw image of zeroes, without holding the space."""
+    with path.open("wb") as image:
+        image.truncate(size)
+    return path
