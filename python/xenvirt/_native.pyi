@@ -134,7 +134,7 @@ class GuestMemory:
 
 @final
 class MemoryView:
-    """Guest memory as a buffer: ``memoryview(view)``, ``numpy.frombuffer(view, ...)`` give it without a copy.
+    """Guest memory as a buffer: ``memoryview(view)`` gives it without a copy, and NumPy takes that.
 
     The guest can change the bytes at any time: copy first what you decide by. What backs the memory may be
     taken away (a truncated memfd): then the bytes turn into zeroes, and ``release`` says so. A child after

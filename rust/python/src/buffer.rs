@@ -206,7 +206,7 @@ where
 
 /// Guest memory as a buffer. Its lease keeps the range mapped, whatever happens to the memory table.
 ///
-/// `memoryview(view)` and `numpy.frombuffer(view, ...)` give the bytes without a copy.
+/// `memoryview(view)` gives the bytes without a copy.
 #[pyclass(frozen, module = "xenvirt._native")]
 pub struct MemoryView {
     state: Mutex<Lent>,

@@ -13,7 +13,7 @@
 //! Pointers are handed out only for ranges that lie inside one region, and the region holds its backing.
 #![allow(unsafe_code)]
 
-use std::{fmt::Write, ptr, ptr::NonNull, sync::Arc};
+use std::{fmt::Write, ptr::NonNull, sync::Arc};
 
 use super::{
     backing::{Access, Backing, Lease},
@@ -21,6 +21,7 @@ use super::{
     error::MemoryError,
     fault,
     fork::Owner,
+    translate::{Span, Translator},
 };
 
 /// One region of guest memory.
@@ -43,17 +44,6 @@ impl Region {
     }
 }
 
-/// What a translation looks at: plain numbers, side by side.
-#[derive(Debug)]
-struct Span {
-    start: u64,
-    /// How much of the region may be reached by a plain pointer for reading and for writing: all of it or
-    /// nothing. Indexed by [`Access`].
-    limits: [u64; 2],
-    /// Null where `limits` are 0.
-    base: *mut u8,
-}
-
 #[derive(Debug)]
 struct Table {
     /// The same regions in the same order.
@@ -61,11 +51,6 @@ struct Table {
     regions: Box<[Region]>,
     owner: Owner,
 }
-
-// SAFETY: the pointers belong to the backings, which are Send and Sync and live as long as the table.
-unsafe impl Send for Table {}
-// SAFETY: as above.
-unsafe impl Sync for Table {}
 
 /// An immutable table of regions, sorted by guest address. A change makes a new table that shares the
 /// backings of the regions that stay: whoever holds the old one still reaches all of its memory. Cloning costs
@@ -133,13 +118,19 @@ impl GuestMemory {
     /// The host pointer of a guest range that may be read, and lies in one always-mapped region.
     #[inline]
     pub fn translate(&self, address: u64, len: u64) -> Option<NonNull<u8>> {
-        self.translator().translate(address, len, Access::Read)
+        self.span(address)?.translate(address, len, Access::Read)
     }
 
     /// Translates many ranges, remembering the region of the last one: the ring's fast path.
+    pub fn translator(&self) -> Translator {
+        Translator::new(self.clone())
+    }
+
+    /// What a translation of this address has to look at.
     #[inline]
-    pub fn translator(&self) -> Translator<'_> {
-        Translator { spans: &self.table.spans, hint: 0 }
+    pub(super) fn span(&self, address: u64) -> Option<&Span> {
+        let index = self.table.spans.partition_point(|span| span.start() <= address).checked_sub(1)?;
+        self.table.spans.get(index)
     }
 
     /// Goes through all of a range, piece by piece: gives the host pointer and the length of each.
@@ -291,7 +282,8 @@ impl GuestMemory {
         let spans = &self.table.spans;
         let outside = || MemoryError::OutOfRange { address, len, regions: self.in_words() };
         let last = address.checked_add(len - 1).ok_or_else(outside)?;
-        let first = spans.partition_point(|span| span.start <= address).checked_sub(1).ok_or_else(outside)?;
+        let first =
+            spans.partition_point(|span| span.start() <= address).checked_sub(1).ok_or_else(outside)?;
         let mut next = address;
         for (index, region) in self.regions().iter().enumerate().skip(first) {
             let offset = next.wrapping_sub(region.guest_address);
@@ -339,54 +331,4 @@ fn pieces(regions: &[Region], address: u64, len: u64) -> impl Iterator<Item = (&
         done += piece;
         (region, offset, piece)
     })
-}
-
-impl Span {
-    fn of(region: &Region) -> Self {
-        let base = region.backing.resident();
-        let readable = if base.is_some() { region.len } else { 0 };
-        let writable = if region.backing.writable() { readable } else { 0 };
-        let base = base.map_or(ptr::null_mut(), NonNull::as_ptr);
-        Self { start: region.guest_address, limits: [readable, writable], base }
-    }
-
-    #[inline]
-    fn translate(&self, address: u64, len: u64, access: Access) -> Option<NonNull<u8>> {
-        let offset = address.wrapping_sub(self.start);
-        let limit = self.limits[access as usize];
-        if offset < limit && len <= limit - offset {
-            // SAFETY: inside the backing, which is mapped whole while the table lives.
-            return NonNull::new(unsafe { self.base.add(offset as usize) });
-        }
-        None
-    }
-}
-
-/// Translates ranges of one table, with plain loads and no branch that the next range does not take too.
-#[derive(Clone, Copy, Debug)]
-pub struct Translator<'a> {
-    spans: &'a [Span],
-    /// Where the last range was found.
-    hint: usize,
-}
-
-impl Translator<'_> {
-    /// The host pointer of a guest range that lies in one always-mapped region and allows the access.
-    ///
-    /// None for anything else: [`GuestMemory::reach`] then goes another way, or says what is wrong.
-    #[inline]
-    pub fn translate(&mut self, address: u64, len: u64, access: Access) -> Option<NonNull<u8>> {
-        match self.spans.get(self.hint).and_then(|span| span.translate(address, len, access)) {
-            None => self.search(address, len, access),
-            found => found,
-        }
-    }
-
-    #[cold]
-    fn search(&mut self, address: u64, len: u64, access: Access) -> Option<NonNull<u8>> {
-        let index = self.spans.partition_point(|span| span.start <= address).checked_sub(1)?;
-        let found = self.spans.get(index)?.translate(address, len, access)?;
-        self.hint = index;
-        Some(found)
-    }
 }

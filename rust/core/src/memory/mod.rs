@@ -24,12 +24,14 @@ mod mapped;
 mod ranges;
 mod rust_vmm;
 mod table;
+mod translate;
 
 pub use backing::{Access, Backing, Hold, Lease, Leased, MemoryKind};
 pub use copy::{Source, Target, copy_from_guest, copy_to_guest};
 pub use error::{MapError, MemoryError};
 pub use fault::faults;
 pub use fork::Owner;
-pub use guest::{GuestMemory, Region, Translator};
+pub use guest::{GuestMemory, Region};
 pub use mapped::{HugePage, MappedMemory};
 pub use table::{CountedLease, SharedMemoryTable};
+pub use translate::Translator;
