@@ -128,7 +128,7 @@ fn protocol(error: &ProtocolError) -> PyErr {
     if error.is_disconnect() {
         python::DisconnectedError::new_err(text)
     } else {
-        python::ProtocolError::new_err(text)
+        python::ProtocolError::new_err((text, error.request()))
     }
 }
 

@@ -95,6 +95,20 @@ impl ProtocolError {
         matches!(self, Self::Disconnected | Self::DisconnectedInMessage { .. })
     }
 
+    /// The name of the message that the error is about, where there is one.
+    pub fn request(&self) -> Option<String> {
+        match self {
+            Self::Flags { request, .. }
+            | Self::Size { request, .. }
+            | Self::Fds { request, .. }
+            | Self::Value { request, .. }
+            | Self::WrongReply { expected: request, .. }
+            | Self::Unsupported { request } => Some(request.to_string()),
+            Self::DisconnectedInMessage { request, .. } => Some(request.clone()),
+            Self::Disconnected | Self::Socket(_) | Self::Backlog { .. } => None,
+        }
+    }
+
     /// The error for a request that the codec knows and the caller does not implement.
     pub fn unsupported(request: &FrontendRequest) -> Self {
         Self::Unsupported { request: request.name() }
