@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from xenvirt._native import Endpoint, VirtQueue
+    from xenvirt._native import Endpoint, GuestMemory, VirtQueue
     from xenvirt.virtio.ids import DeviceId
     from xenvirt.virtio.structure import Structure
 
@@ -33,11 +33,14 @@ class Session:
         features: the feature bits that driver and device agreed on, those of the transport and ring included
             (virtio 1.3, section 2.2). An ``int``; compare with the ``IntFlag`` classes of ``xenvirt.virtio``.
         queues: all queues of the device, in order. A driver need not use each: ``queue.running`` tells.
+        memory: the memory of the driver, by guest physical address; see :mod:`xenvirt.memory`. It follows the
+            driver, which may add and remove regions at any time. Chains need none of it.
     """
 
     def __init__(self, features: int, queues: tuple[VirtQueue, ...], endpoint: Endpoint) -> None:
         self.features = features
         self.queues = queues
+        self.memory: GuestMemory = endpoint.memory
         self._endpoint = endpoint
         self._callbacks: dict[int, Callable[[], object]] = {}
 
