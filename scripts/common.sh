@@ -37,8 +37,8 @@ debian() {
     command -v apt-get >/dev/null || die "not a Debian system; what is wanted here are its packages ${missing[*]}"
     [ "$(id -u)" = 0 ] || command -v sudo >/dev/null || die "as root: apt-get install ${missing[*]}"
     say "apt-get install ${missing[*]}"
-    local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=600)
-    as_root "${apt[@]}" update >&2
+    local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq -oAcquire::Retries=3 -oDPkg::Lock::Timeout=600 -oDpkg::Use-Pty=0)
+    as_root "${apt[@]}" update >&2 || true # one source of many may fail and be none of ours
     as_root "${apt[@]}" install -y --no-install-recommends "${missing[@]}" </dev/null >&2
 }
 

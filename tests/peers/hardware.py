@@ -59,7 +59,7 @@ class Ioctl:
 
 
 Answer = Callable[[Ioctl], Sequence[bytes] | int]
-"""Gives the new bytes of each part that is read, or the result: a negative errno refuses."""
+"""Gives the new bytes of each part that is read (zeroes follow), or the result: a negative errno refuses."""
 
 
 def refuse(_: Ioctl) -> int:
@@ -157,8 +157,7 @@ class Hardware:
             asked = _parse(packet)
             self.ioctls.append(asked)
             answer = self.answer(asked)
-            result, data = (answer, b"") if isinstance(answer, int) else (0, b"".join(answer))
-            connection.send(struct.pack("=i", result) + data)
+            connection.send(struct.pack("=i", answer) if isinstance(answer, int) else _reply(asked, answer))
 
 
 def _parse(packet: bytes) -> Ioctl:
@@ -170,6 +169,15 @@ def _parse(packet: bytes) -> Ioctl:
         parts.append(Part(address, flags, packet[offset : offset + length]))
         offset += length
     return Ioctl(number, tuple(parts))
+
+
+def _reply(asked: Ioctl, answer: Sequence[bytes]) -> bytes:
+    read = [part for part in asked.parts if part.is_read]
+    assert len(answer) == len(read), f"{len(answer)} answers to {len(read)} parts of ioctl {asked.number:#x}"
+    # The kernel's evdev returns how much it copied.
+    result = len(answer[0]) if asked.number >> 8 & 0xFF == ord("E") else 0
+    whole = [data.ljust(len(part.data), b"\0") for data, part in zip(answer, read, strict=True)]
+    return struct.pack("=i", result) + b"".join(whole)
 
 
 def _listen(path: Path) -> socket.socket:

@@ -36,7 +36,12 @@ def _build(folder: Path) -> None:
         "Dir::Etc::SourceParts": "/dev/null",
         "Dir::State::Lists": apt / "lists",
     }
-    apt_get = ["apt-get", "-qq", *(f"-o{key}={value}" for key, value in settings.items())]
+    apt_get = [
+        "apt-get",
+        "-qq",
+        "-oAcquire::Retries=3",
+        *(f"-o{key}={value}" for key, value in settings.items()),
+    ]
     subprocess.run([*apt_get, "update"], check=True)
     subprocess.run([*apt_get, "download", *PACKAGES], check=True, cwd=apt)
     for package in apt.glob("*.deb"):

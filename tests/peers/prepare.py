@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 
 from . import crates, kernels, libblkio
 from .cache import cache, one_at_a_time
@@ -19,12 +20,12 @@ PACKAGES = (
 )
 
 
-def apt_get(*words: str) -> None:
-    """Runs apt-get as root, without questions."""
+def apt_get(*words: str) -> bool:
+    """Runs apt-get as root, without questions. False if it failed."""
     sudo = [] if os.geteuid() == 0 else ["sudo"]
-    options = ["-qq", "-o", "DPkg::Lock::Timeout=600"]
+    options = ["-qq", "-oAcquire::Retries=3", "-oDPkg::Lock::Timeout=600", "-oDpkg::Use-Pty=0"]
     command = [*sudo, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", *options, *words]
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+    return subprocess.run(command, check=False, stdin=subprocess.DEVNULL).returncode == 0
 
 
 def installed(package: str) -> bool:
@@ -38,10 +39,11 @@ def main() -> None:
     with one_at_a_time():
         missing = [package for package in PACKAGES if not installed(package)]
         if missing or kernels.debian() is None:
-            apt_get("update")
+            apt_get("update")  # one source of many may fail and be none of ours
         if missing:
             print("installing", *missing, flush=True)
-            apt_get("install", "-y", "--no-install-recommends", *missing)
+            if not apt_get("install", "-y", "--no-install-recommends", *missing):
+                sys.exit(f"apt-get could not install {' '.join(missing)}")
         if kernels.debian() is None:
             print("unpacking Debian's kernel", flush=True)
             kernels.fetch_debian()
