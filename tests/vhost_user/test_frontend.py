@@ -392,7 +392,9 @@ def test_a_config_change_is_counted_and_answered(path: Path) -> None:
 
 def test_nothing_is_left_after_close(path: Path) -> None:
     def resources() -> tuple[int, int]:
-        return sum(1 for _ in Path("/proc/self/fd").iterdir()), sum(1 for _ in Path("/proc/self/task").iterdir())
+        return sum(1 for _ in Path("/proc/self/fd").iterdir()), sum(
+            1 for _ in Path("/proc/self/task").iterdir()
+        )
 
     before = resources()
     for _ in range(20):

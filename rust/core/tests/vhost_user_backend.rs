@@ -8,10 +8,8 @@ use std::{
     },
     sync::{
         Arc,
-        mpsc::{Receiver, Sender, channel},
+        mpsc::{Sender, channel},
     },
-    thread::{self, JoinHandle},
-    time::Duration,
 };
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
@@ -34,69 +32,14 @@ use vmm_sys_util::{
     epoll::{ControlOperation, Epoll, EpollEvent, EventSet},
     eventfd::{EFD_CLOEXEC, EventFd},
 };
-use xenvirt_core::{
-    endpoint::{Control, Endpoint, Event, Offer},
-    vhost_user::{VhostUserServer, virtio_features},
-};
+use xenvirt_core::{endpoint::Event, vhost_user::virtio_features};
 
-const QUEUE_SIZE: u16 = 16;
-const FEATURES: u64 = virtio_features::VERSION_1;
+mod served;
+
+use served::{FEATURES, PATIENCE, QUEUE_SIZE, Served};
+
 const MEMORY: usize = 0x20_0000;
 const DATA: u64 = 0x10_0000;
-/// How long a test that has gone wrong waits before it says so.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A device behind our backend, in a thread: it gives back each request's bytes reversed.
-struct Served {
-    control: Arc<Control>,
-    events: Receiver<Event>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Served {
-    fn start(socket: UnixStream) -> Self {
-        let offer =
-            Offer { features: FEATURES, queue_sizes: vec![QUEUE_SIZE; 2], config: b"configuration".to_vec() };
-        let mut endpoint = Endpoint::new(offer, VhostUserServer::default()).unwrap();
-        endpoint.drive(|server, control, events| server.adopt(socket.into(), control, events)).unwrap();
-        let control = Arc::clone(endpoint.control());
-        let (sender, events) = channel();
-        let thread = thread::spawn(move || serve(endpoint, &sender));
-        Self { control, events, thread: Some(thread) }
-    }
-
-    /// Waits for one of the events that a device has to deal with.
-    fn event(&self) -> Event {
-        self.events.recv_timeout(PATIENCE).unwrap()
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        self.control.stop();
-        let ended = self.thread.take().map(JoinHandle::join);
-        assert!(thread::panicking() || matches!(ended, Some(Ok(()))));
-    }
-}
-
-fn serve(mut endpoint: Endpoint<VhostUserServer>, events: &Sender<Event>) {
-    loop {
-        match endpoint.wait(None).unwrap() {
-            Event::Stopped => return,
-            Event::Kick(index) => {
-                let queue = Arc::clone(&endpoint.control().queues[usize::from(index)]);
-                while let Some(mut chain) = queue.pop().unwrap() {
-                    let mut bytes = vec![0; chain.readable() as usize];
-                    chain.read(&mut bytes).unwrap();
-                    bytes.reverse();
-                    chain.write(&bytes).unwrap();
-                    chain.complete(None).unwrap();
-                }
-            }
-            event => drop(events.send(event)),
-        }
-    }
-}
 
 /// rust-vmm's end: the frontend, and memory that both share.
 struct Driver {
@@ -113,7 +56,10 @@ fn shared_memory() -> GuestMemoryMmap {
 
 fn pair() -> (Driver, Served) {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    (Driver { frontend: Frontend::from_stream(theirs, 2), memory: shared_memory() }, Served::start(ours))
+    (
+        Driver { frontend: Frontend::from_stream(theirs, 2), memory: shared_memory() },
+        Served::connection(ours.into()),
+    )
 }
 
 impl Driver {
