@@ -1,12 +1,13 @@
 """The native core. What is public is re-exported by ``xenvirt``; import it from there."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Self, final
 
 from typing_extensions import Buffer
 
+from xenvirt._arguments import FileLike, HeaderLayout, Offsets
 from xenvirt._buffer import BytesLike
 
 # ---- guest memory
@@ -318,7 +319,7 @@ class VirtQueue:
         """True while chains can come out of it."""
     @property
     def kept(self) -> int:
-        """Chains that were taken and not completed."""
+        """Chains that were taken and not completed, and can still be."""
     @property
     def counters(self) -> tuple[int, int, int, int, int, int]:
         """Kicks, chains, bytes read, bytes written, calls, errors; see :class:`xenvirt.Counters`."""
@@ -326,14 +327,33 @@ class VirtQueue:
         """The next chain; None when the ring is empty or does not run.
 
         Raises:
-            RingError: the driver broke a rule; the queue is in its error state.
+            RingError: the driver broke a rule; the queue is in its error state until it is reset.
+            GuestMemoryFault: the memory of the ring is gone.
         """
     def __iter__(self) -> Self: ...
     def __next__(self) -> Chain: ...
+    def pop_batch(
+        self, header: type[HeaderLayout] | None = None, trailer: int = 0, limit: int = 256
+    ) -> Batch | None:
+        """Up to `limit` chains at once; None when the ring is empty or does not run.
+
+        Args:
+            header: how each chain's readable part begins. It is read, once, into columns.
+            trailer: how many bytes (at most 8) each chain's writable part has at its end for the device's
+                answer; for block devices it is 1, the status.
+
+        Raises:
+            RingError: as `pop`; also for a chain that is too short for its header or trailer. The chains
+                before a bad one come first.
+        """
 
 @final
 class Chain:
-    """One request of the driver: buffers to read, then buffers to write (virtio 1.3, section 2.6)."""
+    """One request of the driver: buffers to read, then buffers to write (virtio 1.3, section 2.6).
+
+    It is read and written from front to back. It may be kept, and completed later, from any thread; one that
+    is dropped without having been completed stays with the device until the queue is reset.
+    """
 
     @property
     def index(self) -> int:
@@ -348,11 +368,223 @@ class Chain:
     def completed(self) -> bool:
         """Was it completed?"""
     def read(self, size: int = -1) -> bytes:
-        """Reads the next `size` bytes, or what is left; all that is left without a size."""
-    def write(self, data: Buffer) -> int:
-        """Writes all of `data` to the next bytes of the writable part, or nothing."""
+        """Reads the next `size` bytes, or what is left; all that is left without a size.
+
+        Raises:
+            StaleChainError: the queue was reset after the chain was taken.
+            ValueError: it is completed.
+            GuestMemoryFault: its memory is gone.
+        """
+    def readinto(self, buffer: BytesLike) -> int:
+        """Fills `buffer` with the next bytes; gives how many, fewer than fit only at the end. As `read`."""
+    def write(self, data: BytesLike) -> int:
+        """Writes all of `data` to the next bytes of the writable part, and gives its length.
+
+        Raises:
+            ValueError: it does not fit what is left; nothing was written. And as `read`.
+        """
+    def read_to_file(self, file: FileLike, offset: int | None = None, size: int | None = None) -> int:
+        """Moves the next readable bytes to a file, straight from guest memory, and gives how many.
+
+        Args:
+            file: a descriptor, or an object with a ``fileno()``.
+            offset: where in the file, in bytes; without one the file is written as a stream. A stream should
+                not block: a reset of the queue waits until the call ends.
+            size: at most so many bytes.
+
+        Raises:
+            OSError: what the kernel says, if nothing was moved. And as `read`.
+        """
+    def write_from_file(self, file: FileLike, offset: int | None = None, size: int | None = None) -> int:
+        """Moves bytes of a file to the next writable bytes, straight into guest memory, and gives how many:
+        fewer than asked for at the end of the file. As `read_to_file`."""
+    def readable_views(self) -> list[MemoryView]:
+        """The memory of what was not read yet, a read-only view for each piece. Does not move on in it.
+
+        The views end when the chain is completed; the driver can change the bytes until then.
+        """
+    def writable_views(self) -> list[MemoryView]:
+        """The memory of what was not written yet, a view for each piece. Who writes by them tells
+        `complete` how much."""
     def complete(self, written: int | None = None) -> None:
-        """Gives the chain back to the driver."""
+        """Gives the chain back to the driver, and calls it if it wants.
+
+        Args:
+            written: the used length, for who wrote by views: bytes from the beginning of the writable part.
+                If not given, what `write` and `write_from_file` wrote.
+
+        Raises:
+            StaleChainError: the queue was reset after the chain was taken.
+            BufferError: a buffer of one of its views is still in use; the chain is not completed.
+            ValueError: it is completed already, or has not so many writable bytes.
+        """
+
+@final
+class Batch:
+    """Chains that were taken together, or a part of them; its columns have one entry for each.
+
+    The requests of a part are those of the whole: what is written or completed in one is in the other. Every
+    method raises StaleChainError after a reset of the queue, ValueError if a chain is completed already or a
+    list has not one entry for each request, GuestMemoryFault if the memory is gone; then nothing was done.
+    """
+
+    def __len__(self) -> int: ...
+    @property
+    def header(self) -> Columns:
+        """The header fields: ``batch.header["sector"]``."""
+    @property
+    def readable(self) -> memoryview[int]:
+        """For each request the bytes of data that the device can read, without the header."""
+    @property
+    def writable(self) -> memoryview[int]:
+        """For each request the bytes of data that the device can write, without the trailer."""
+    def group_by(self, name: str) -> list[tuple[int, Batch]]:
+        """The parts in which a header field has the same value, in the order in which the values first come;
+        usually one. The requests of a part keep their order."""
+    def select(self, mask: Mask) -> Batch:
+        """The part for which the mask holds."""
+    def write_from(self, source: BytesLike, offsets: Offsets, *, unit: int = 1) -> Mask:
+        """Fills the writable data of request `i` from byte ``offsets[i] * unit`` of `source` on.
+
+        A request that does not lie wholly inside of `source` is not done, the others are; the mask
+        says which.
+        """
+    def read_into(self, target: BytesLike, offsets: Offsets, *, unit: int = 1) -> Mask:
+        """Copies the readable data of request `i` to byte ``offsets[i] * unit`` of `target` on; as
+        `write_from`. Where requests overlap, the later one wins."""
+    def write_from_file(
+        self, file: FileLike, offsets: Offsets, *, unit: int = 1, limit: int | None = None
+    ) -> Mask:
+        """Fills the writable data of each request from a file, straight into guest memory.
+
+        A request is not done if it does not lie wholly below `limit` (in bytes), if the file ends in it, or
+        if the kernel reports an error.
+        """
+    def read_into_file(
+        self, file: FileLike, offsets: Offsets, *, unit: int = 1, limit: int | None = None
+    ) -> Mask:
+        """Moves the readable data of each request to a file, straight from guest memory; as
+        `write_from_file`."""
+    def write_zeroes(self) -> None:
+        """Fills the writable data of each request with zeroes."""
+    def write_trailer(self, value: int, *, where: Mask | None = None, otherwise: int = 0) -> None:
+        """Writes the trailer of each request: `value` where the mask holds (everywhere, if there is none),
+        `otherwise` elsewhere. ValueError if the trailer has not so many bytes."""
+    def complete(self) -> None:
+        """Gives all chains of the batch back to the driver, and calls it at most once.
+
+        The used length of each is what was written from the beginning without a gap, never more. Where a
+        trailer was written and not all of the data before it, the rest of the data is filled with zeroes, so
+        that the driver may look at the trailer (virtio 1.3, 2.7.8.3).
+        """
+
+@final
+class Columns:
+    """The header fields of a batch, each a read-only memoryview with one entry for each request."""
+
+    def __getitem__(self, name: str, /) -> memoryview[int]:
+        """A column, with the field's letter as format; a field of bytes (``6s``) is two-dimensional.
+        ``numpy.asarray`` takes it without a copy."""
+    def __len__(self) -> int: ...
+    def __contains__(self, name: str, /) -> bool: ...
+    def keys(self) -> list[str]:
+        """The names of the fields."""
+
+@final
+class Mask:
+    """Which requests of a batch something holds for."""
+
+    def __new__(cls, entries: Sequence[bool]) -> Self: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> bool: ...
+    def __iter__(self) -> Iterator[bool]: ...
+    def __invert__(self) -> Mask: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def all(self) -> bool:
+        """True if it holds for every request."""
+    def any(self) -> bool:
+        """True if it holds for a request."""
+    def count(self) -> int:
+        """For how many requests it holds."""
+    def tolist(self) -> list[bool]:
+        """The entries, as a list."""
+
+# ---- rings, driver side
+
+@final
+class DriverQueue:
+    """A queue, from the driver's end: bytes go in, bytes come out.
+
+    Args:
+        index: which queue of its device it is.
+        size: descriptors, a power of two.
+        memory: guest memory that the device reaches too.
+        start: guest address of a range of it that is this queue's alone: the ring, then the buffers.
+        length: of the range, in bytes.
+        event_idx, indirect, in_order: what was negotiated.
+    """
+
+    def __new__(
+        cls,
+        index: int,
+        size: int,
+        memory: GuestMemory,
+        start: int,
+        length: int,
+        *,
+        event_idx: bool = False,
+        indirect: bool = False,
+        in_order: bool = False,
+    ) -> Self: ...
+    @staticmethod
+    def pair(
+        size: int,
+        length: int = 1048576,
+        *,
+        event_idx: bool = False,
+        indirect: bool = False,
+        in_order: bool = False,
+    ) -> tuple[DriverQueue, VirtQueue]:
+        """A driver's queue and a device's with one ring between them, in `length` bytes of memory: for tests.
+        """
+    @property
+    def index(self) -> int:
+        """Which queue of its device it is."""
+    @property
+    def size(self) -> int:
+        """Descriptors of its ring."""
+    @property
+    def addresses(self) -> tuple[int, int, int]:
+        """Guest addresses of the descriptor table, the available ring and the used ring."""
+    @property
+    def pending(self) -> int:
+        """Requests that the device has."""
+    @property
+    def kick_fd(self) -> int:
+        """The eventfd that the device listens to."""
+    def fileno(self) -> int:
+        """The eventfd that the device signals: readable when something may have come back."""
+    def submit(
+        self, readable: Iterable[BytesLike] | None = None, writable: Sequence[int] | None = None
+    ) -> int:
+        """Puts a request in the ring, kicks the device if it wants, and gives the request's token.
+
+        Args:
+            readable: what the device reads: a buffer each, copied.
+            writable: the sizes of the buffers that it writes, in bytes; they begin as 0xA5.
+
+        Raises:
+            QueueFullError: no descriptors or no memory are free until the device gives some back.
+            ValueError: it would not fit the empty ring either, or has no buffer.
+            RingError: the device broke a rule before.
+        """
+    def completed(self) -> list[tuple[int, list[bytes], int]]:
+        """What the device has used so far, in its order: the token, the writable buffers, whole, and the
+        used length that the device claims. Has the eventfd signalled when there is more.
+
+        Raises:
+            RingError: the device wrote a used ring that cannot be; what came before was given out.
+        """
 
 # ---- vhost-user, the frontend's end
 

@@ -254,7 +254,7 @@ impl MemoryView {
     }
 
     /// Gives the memory back.
-    fn release(&self) -> Result<(), Error> {
+    pub fn release(&self) -> Result<(), Error> {
         let mut state = self.state()?;
         if state.buffers > 0 {
             let text = format!("{} buffers of the view are still in use", state.buffers);

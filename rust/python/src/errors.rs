@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use xenvirt_core::{
     in_process::StartError,
     memory::{MapError, MemoryError},
-    ring::{ChainError, RingError},
+    ring::{BatchError, ChainError, DriverError, RingError},
     vhost_user::{FrontendError, ProtocolError},
 };
 
@@ -26,6 +26,7 @@ mod python {
     import_exception!(xenvirt.errors, MemoryTableError);
     import_exception!(xenvirt.errors, NegotiationError);
     import_exception!(xenvirt.errors, ProtocolError);
+    import_exception!(xenvirt.errors, QueueFullError);
     import_exception!(xenvirt.errors, QueueStoppedError);
     import_exception!(xenvirt.errors, ReadOnlyMemoryError);
     import_exception!(xenvirt.errors, RequestRefusedError);
@@ -44,6 +45,10 @@ pub enum Error {
     Ring(u16, RingError),
     /// One chain.
     Chain(ChainError),
+    /// Many chains.
+    Batch(BatchError),
+    /// A driver's queue of that index.
+    Driver(u16, DriverError),
     /// A message.
     Protocol(ProtocolError),
     /// A frontend's call.
@@ -63,6 +68,8 @@ impl From<Error> for PyErr {
             Error::Map(error) => map(&error),
             Error::Ring(index, error) => ring(Some(index), &error),
             Error::Chain(error) => chain(&error),
+            Error::Batch(error) => batch(&error),
+            Error::Driver(index, error) => driver(index, &error),
             Error::Protocol(error) => protocol(&error),
             Error::Frontend(error) => frontend(&error),
             Error::Start(error) => start(&error),
@@ -107,6 +114,8 @@ fn ring(index: Option<u16>, error: &RingError) -> PyErr {
         None => error.to_string(),
     };
     match error {
+        RingError::Forked => python::ForkError::new_err(text),
+        RingError::MemoryFault => python::GuestMemoryFault::new_err(text),
         RingError::DeviceFailed => python::DeviceFailedError::new_err((text, index)),
         _ => python::RingError::new_err((text, error.rule(), index)),
     }
@@ -118,8 +127,30 @@ fn chain(error: &ChainError) -> PyErr {
         ChainError::Stale { .. } => python::StaleChainError::new_err(text),
         ChainError::Completed { .. } | ChainError::DoesNotFit { .. } => PyValueError::new_err(text),
         ChainError::Fault { .. } => python::GuestMemoryFault::new_err(text),
+        ChainError::Forked { .. } => python::ForkError::new_err(text),
         ChainError::Io { errno, .. } => os_error(*errno, &text),
         _ => python::StaleChainError::new_err(text),
+    }
+}
+
+fn batch(error: &BatchError) -> PyErr {
+    let text = error.to_string();
+    match error {
+        BatchError::Stale => python::StaleChainError::new_err(text),
+        BatchError::Fault => python::GuestMemoryFault::new_err(text),
+        BatchError::Forked => python::ForkError::new_err(text),
+        _ => PyValueError::new_err(text),
+    }
+}
+
+fn driver(index: u16, error: &DriverError) -> PyErr {
+    let text = format!("queue {index}: {error}");
+    match error {
+        DriverError::Ring(error) => ring(Some(index), error),
+        DriverError::Memory(error) => memory(error),
+        DriverError::Full { .. } | DriverError::NoMemory { .. } => python::QueueFullError::new_err(text),
+        DriverError::EventFd(errno) => os_error(*errno, &text),
+        _ => PyValueError::new_err(text),
     }
 }
 
@@ -183,6 +214,7 @@ from!(
     Memory(MemoryError),
     Map(MapError),
     Chain(ChainError),
+    Batch(BatchError),
     Protocol(ProtocolError),
     Frontend(FrontendError),
     Start(StartError),

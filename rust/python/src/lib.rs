@@ -1,8 +1,11 @@
 //! `xenvirt._native`: the core of xenvirt for Python. No logic stands here.
 
+mod batch;
 mod buffer;
+mod driver;
 mod endpoint;
 mod errors;
+mod file;
 mod frontend;
 mod memory;
 mod queue;
@@ -12,7 +15,9 @@ mod queue;
 mod _native {
     #[pymodule_export]
     use crate::{
+        batch::{Batch, Columns, Mask},
         buffer::MemoryView,
+        driver::DriverQueue,
         endpoint::{Endpoint, Event, QueueWorker},
         frontend::{Frontend, RawMessage, SharedRegion},
         memory::{FileRegion, GuestMemory},

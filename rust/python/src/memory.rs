@@ -93,6 +93,14 @@ impl GuestMemory {
         Self { table, owned: false }
     }
 
+    /// The table of this moment.
+    ///
+    /// # Errors
+    /// `ValueError` once it is closed; `ForkError` in a child.
+    pub fn snapshot(&self) -> Result<core::GuestMemory, Error> {
+        Ok(self.table.snapshot()?)
+    }
+
     fn table_of(regions: &Bound<'_, PyAny>) -> Result<core::GuestMemory, Error> {
         let mut table = Vec::new();
         for region in regions.try_iter()? {

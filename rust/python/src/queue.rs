@@ -1,22 +1,56 @@
 //! Device side: a virtqueue and the chains that come out of it, one at a time.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    os::fd::AsFd,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
-use pyo3::{exceptions::PyValueError, prelude::*, types::PyBytes};
-use xenvirt_core::ring::{self, QueueChain, QueueState};
+use pyo3::{
+    exceptions::{PyMemoryError, PyValueError},
+    prelude::*,
+    sync::MutexExt,
+    types::PyBytes,
+};
+use xenvirt_core::{
+    memory::Lease,
+    ring::{self, BatchLayout, ChainError, QueueChain, QueueState},
+};
 
-use crate::errors::Error;
+use crate::{
+    batch::{Batch, Header},
+    buffer::{BorrowedBuffer, MemoryView, copying, new_bytes},
+    errors::Error,
+    file::FileArgument,
+};
 
 /// One virtqueue of a device.
 #[pyclass(frozen, module = "xenvirt._native")]
 pub struct VirtQueue {
     inner: Arc<ring::VirtQueue>,
+    /// The header that the last batch was popped with: its layout is asked of Python once.
+    header: Mutex<Option<Arc<Header>>>,
 }
 
 impl VirtQueue {
     /// The Python side of a queue of the core.
     pub fn new(inner: Arc<ring::VirtQueue>) -> Self {
-        Self { inner }
+        Self { inner, header: Mutex::default() }
+    }
+
+    fn failed(&self, error: ring::RingError) -> Error {
+        Error::Ring(self.inner.index(), error)
+    }
+
+    /// The layout of a header class.
+    fn layout(&self, py: Python<'_>, class: &Bound<'_, PyAny>) -> PyResult<Arc<Header>> {
+        let last = || self.header.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(header) = last().as_ref().filter(|header| header.is_of(class)) {
+            return Ok(Arc::clone(header));
+        }
+        let header = Arc::new(Header::of(py, class)?);
+        let replaced = last().replace(Arc::clone(&header));
+        drop(replaced);
+        Ok(header)
     }
 }
 
@@ -55,8 +89,8 @@ impl VirtQueue {
 
     /// The next chain; None when the ring is empty, or stopped.
     fn pop(&self) -> Result<Option<Chain>, Error> {
-        let chain = self.inner.pop().map_err(|error| Error::Ring(self.inner.index(), error))?;
-        Ok(chain.map(|chain| Chain { inner: Mutex::new(chain) }))
+        let chain = self.inner.pop().map_err(|error| self.failed(error))?;
+        Ok(chain.map(Chain::new))
     }
 
     fn __iter__(slf: Py<Self>) -> Py<Self> {
@@ -66,17 +100,68 @@ impl VirtQueue {
     fn __next__(&self) -> Result<Option<Chain>, Error> {
         self.pop()
     }
+
+    /// Up to `limit` chains at once; None when the ring is empty, or stopped.
+    #[pyo3(signature = (header = None, trailer = 0, limit = 256))]
+    fn pop_batch(
+        &self,
+        py: Python<'_>,
+        header: Option<&Bound<'_, PyAny>>,
+        trailer: usize,
+        limit: usize,
+    ) -> Result<Option<Batch>, Error> {
+        if limit == 0 {
+            return Err(PyValueError::new_err("a batch has at least one chain: limit is 0").into());
+        }
+        if trailer > 8 {
+            let text = format!("trailer is {trailer}, and takes 0 to 8 bytes");
+            return Err(PyValueError::new_err(text).into());
+        }
+        let header = header.map(|class| self.layout(py, class)).transpose()?;
+        let layout = BatchLayout { header: header.as_ref().map_or(0, |header| header.size), trailer };
+        let batch = self.inner.pop_batch(limit, layout).map_err(|error| self.failed(error))?;
+        Ok(batch.map(|batch| Batch::new(batch, header)))
+    }
+
+    fn __repr__(&self) -> String {
+        let state = match self.inner.state() {
+            QueueState::Stopped => "stopped".to_owned(),
+            QueueState::Running => format!("running, {} chains kept", self.inner.kept()),
+            QueueState::Failed(error) => format!("failed: {error}"),
+        };
+        format!("<VirtQueue {} of {} descriptors, {state}>", self.inner.index(), self.inner.size())
+    }
 }
 
 /// One descriptor chain.
 #[pyclass(frozen, module = "xenvirt._native")]
 pub struct Chain {
+    head: u16,
     inner: Mutex<QueueChain>,
+    /// Views of its memory that are to end before it is completed.
+    views: Mutex<Vec<Py<MemoryView>>>,
 }
 
 impl Chain {
-    fn lock(&self) -> MutexGuard<'_, QueueChain> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    fn new(chain: QueueChain) -> Self {
+        Self { head: chain.head(), inner: Mutex::new(chain), views: Mutex::default() }
+    }
+
+    /// Another thread may hold it for as long as a copy takes, and wants the interpreter afterwards.
+    fn lock(&self, py: Python<'_>) -> MutexGuard<'_, QueueChain> {
+        self.inner.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn views(&self) -> MutexGuard<'_, Vec<Py<MemoryView>>> {
+        self.views.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lend(&self, py: Python<'_>, leases: Vec<Lease>, writable: bool) -> PyResult<Vec<Py<MemoryView>>> {
+        let views: PyResult<Vec<_>> =
+            leases.into_iter().map(|lease| Py::new(py, MemoryView::new(lease, writable))).collect();
+        let views = views?;
+        self.views().extend(views.iter().map(|view| view.clone_ref(py)));
+        Ok(views)
     }
 }
 
@@ -85,52 +170,117 @@ impl Chain {
     /// Index of its first descriptor.
     #[getter]
     fn index(&self) -> u16 {
-        self.lock().head()
+        self.head
     }
 
     /// Bytes of the readable part that were not read yet.
     #[getter]
-    fn readable(&self) -> u64 {
-        self.lock().readable()
+    fn readable(&self, py: Python<'_>) -> u64 {
+        self.lock(py).readable()
     }
 
     /// Bytes of the writable part that were not written yet.
     #[getter]
-    fn writable(&self) -> u64 {
-        self.lock().writable()
+    fn writable(&self, py: Python<'_>) -> u64 {
+        self.lock(py).writable()
     }
 
     /// Was it completed?
     #[getter]
-    fn completed(&self) -> bool {
-        self.lock().completed()
+    fn completed(&self, py: Python<'_>) -> bool {
+        self.lock(py).completed()
     }
 
     /// Reads the next `size` bytes, or what is left; all that is left without a size.
-    #[pyo3(signature = (size = -1))]
+    #[pyo3(signature = (size = -1), text_signature = "($self, size=-1)")]
     fn read<'py>(&self, py: Python<'py>, size: i64) -> Result<Bound<'py, PyBytes>, Error> {
-        let mut chain = self.lock();
+        let mut chain = self.lock(py);
         let left = chain.readable();
         let len = u64::try_from(size).map_or(left, |size| size.min(left));
-        let len =
-            usize::try_from(len).map_err(|_| PyValueError::new_err("the chain is larger than memory"))?;
-        let mut failure = None;
-        let bytes = PyBytes::new_with(py, len, |target| {
-            failure = chain.read(target).err();
-            Ok(())
-        })?;
-        failure.map_or(Ok(bytes), |error| Err(error.into()))
+        let len = usize::try_from(len).map_err(|_| PyMemoryError::new_err(()))?;
+        let chain = &mut *chain;
+        new_bytes(py, len, |target| copying(py, len, || chain.read_into(target).map(|_| ())))
+    }
+
+    /// Fills a buffer with the next bytes, and returns how many there were.
+    fn readinto(&self, py: Python<'_>, buffer: &Bound<'_, PyAny>) -> Result<usize, Error> {
+        let mut buffer = BorrowedBuffer::writable(buffer)?;
+        let len = buffer.len();
+        let target = buffer.target()?;
+        let chain = &mut *self.lock(py);
+        Ok(copying(py, len, || chain.read_into(target))?)
     }
 
     /// Writes all of `data` to the next bytes of the writable part, or nothing.
-    fn write(&self, data: &[u8]) -> Result<usize, Error> {
-        self.lock().write(data)?;
-        Ok(data.len())
+    fn write(&self, py: Python<'_>, data: &Bound<'_, PyAny>) -> Result<usize, Error> {
+        let data = BorrowedBuffer::readable(data)?;
+        let len = data.len();
+        let source = data.source();
+        let chain = &mut *self.lock(py);
+        copying(py, len, || chain.write_from(source))?;
+        Ok(len)
+    }
+
+    /// Moves the next readable bytes to a file, straight from guest memory.
+    #[pyo3(signature = (file, offset = None, size = None))]
+    fn read_to_file(
+        &self,
+        py: Python<'_>,
+        file: FileArgument,
+        offset: Option<u64>,
+        size: Option<u64>,
+    ) -> Result<u64, Error> {
+        let chain = &mut *self.lock(py);
+        let moved = py.detach(|| chain.read_to_fd(file.as_fd(), offset, size.unwrap_or(u64::MAX)));
+        Ok(moved?)
+    }
+
+    /// Moves bytes of a file to the next writable bytes, straight into guest memory.
+    #[pyo3(signature = (file, offset = None, size = None))]
+    fn write_from_file(
+        &self,
+        py: Python<'_>,
+        file: FileArgument,
+        offset: Option<u64>,
+        size: Option<u64>,
+    ) -> Result<u64, Error> {
+        let chain = &mut *self.lock(py);
+        let moved = py.detach(|| chain.write_from_fd(file.as_fd(), offset, size.unwrap_or(u64::MAX)));
+        Ok(moved?)
+    }
+
+    /// The memory of what was not read yet, a view for each piece.
+    fn readable_views(&self, py: Python<'_>) -> Result<Vec<Py<MemoryView>>, Error> {
+        let leases = self.lock(py).readable_leases()?;
+        Ok(self.lend(py, leases, false)?)
+    }
+
+    /// The memory of what was not written yet, a view for each piece.
+    fn writable_views(&self, py: Python<'_>) -> Result<Vec<Py<MemoryView>>, Error> {
+        let leases = self.lock(py).writable_leases()?;
+        Ok(self.lend(py, leases, true)?)
     }
 
     /// Gives the chain back to the driver.
     #[pyo3(signature = (written = None))]
-    fn complete(&self, written: Option<u64>) -> Result<(), Error> {
-        Ok(self.lock().complete(written)?)
+    fn complete(&self, py: Python<'_>, written: Option<u64>) -> Result<(), Error> {
+        let mut chain = self.lock(py);
+        if chain.completed() {
+            return Err(ChainError::Completed { head: self.head }.into());
+        }
+        let mut views = self.views();
+        for view in views.iter() {
+            view.get().release()?;
+        }
+        views.clear();
+        drop(views);
+        Ok(chain.complete(written)?)
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> String {
+        let chain = self.lock(py);
+        let (head, readable, writable) = (chain.head(), chain.readable(), chain.writable());
+        let done = if chain.completed() { ", completed" } else { "" };
+        format!("<Chain {head}: {readable} bytes left to read, {writable} to write{done}>")
     }
 }

@@ -20,6 +20,11 @@ impl Arena {
         Self { free: (len > 0).then_some((aligned, len)).into_iter().collect() }
     }
 
+    /// What a piece of `len` bytes takes.
+    pub fn rounded(len: u64) -> u64 {
+        len.saturating_add(ALIGN - 1) / ALIGN * ALIGN
+    }
+
     /// A piece of at least `len` bytes; a piece of no bytes takes no room.
     pub fn take(&mut self, len: u64) -> Option<u64> {
         let len = len.checked_next_multiple_of(ALIGN)?;

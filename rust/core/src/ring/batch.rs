@@ -27,6 +27,9 @@ pub enum BatchError {
     /// The queue was stopped or reset after the batch was taken: the driver has its chains back.
     #[error("the batch is stale: its queue was stopped or reset after the batch was taken")]
     Stale,
+    /// This process was forked from the one whose batch it is.
+    #[error("the batch belongs to the process that this one was forked from")]
+    Forked,
     /// The memory of a request went away (a truncated file).
     #[error("the guest memory of the batch is gone: what backed it was truncated or taken away")]
     Fault,
@@ -244,15 +247,17 @@ impl QueueBatch {
         if given == requests { Ok(()) } else { Err(BatchError::Length { what, given, requests }) }
     }
 
-    fn progress(&self) -> MutexGuard<'_, Vec<Progress>> {
-        self.shared.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    /// In a child the lock may have been held by a thread of the parent.
+    fn progress(&self) -> Result<MutexGuard<'_, Vec<Progress>>, BatchError> {
+        self.shared.memory.check_owner().map_err(|_| BatchError::Forked)?;
+        Ok(self.shared.progress.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Does `act` for each request, while the queue cannot be stopped; none of them may be completed.
     fn each(&self, mut act: impl FnMut(usize, &Request, &mut Progress)) -> Result<(), BatchError> {
         // In this order: progress, then the queue; as in `complete`, which holds it while it takes the lock
         // that a stop holds when it waits for us.
-        let mut progress = self.progress();
+        let mut progress = self.progress()?;
         let done = self.shared.queue.while_current(self.shared.generation, || {
             if let Some((_, done)) = self.requests().find(|(row, _)| progress[*row].completed) {
                 return Err(BatchError::Completed { head: done.head });
@@ -400,7 +405,7 @@ impl QueueBatch {
     /// of the data is filled with zeroes: the driver shall see the trailer.
     pub fn complete(&self) -> Result<(), BatchError> {
         let BatchLayout { header, trailer } = self.layout();
-        let mut progress = self.progress();
+        let mut progress = self.progress()?;
         let filled = self.shared.queue.while_current(self.shared.generation, || {
             for (row, request) in self.requests() {
                 let state = &mut progress[row];

@@ -213,6 +213,9 @@ impl QueueChain {
         if self.completed {
             return Err(ChainError::Completed { head });
         }
+        if self.memory.check_owner().is_err() {
+            return Err(ChainError::Forked { head });
+        }
         let copied = self.queue.while_current(self.generation, || copy(self));
         let result = copied.ok_or(ChainError::Stale { head })?;
         if self.memory.poisoned() { Err(ChainError::Fault { head }) } else { Ok(result) }

@@ -36,6 +36,14 @@ pub enum DriverError {
         /// Queue size.
         size: u16,
     },
+    /// It needs more memory than there is, ever.
+    #[error("{len} bytes of buffers do not fit the {capacity} bytes that the queue has for them")]
+    TooManyBytes {
+        /// Bytes that the request needs.
+        len: u64,
+        /// Bytes that the queue has for buffers.
+        capacity: u64,
+    },
     /// No descriptors are free until the device gives some back.
     #[error("the ring is full: {free} of {size} descriptors are free, {needed} are needed")]
     Full {
@@ -103,6 +111,8 @@ pub struct DriverQueue {
     config: RingConfig,
     ring: DriverRing,
     arena: Arena,
+    /// Bytes for buffers, when none are lent.
+    capacity: u64,
     requests: HashMap<u16, Request>,
     next_token: u64,
     kick: EventFd,
@@ -137,6 +147,7 @@ impl DriverQueue {
             index,
             config,
             ring: DriverRing::new(&config, memory)?,
+            capacity: arena.room(),
             arena,
             requests: HashMap::new(),
             next_token: 0,
@@ -187,6 +198,12 @@ impl DriverQueue {
         let (free, needed) = (self.ring.free(), if indirect { 1 } else { buffers });
         if needed > free {
             return Err(DriverError::Full { free, needed, size });
+        }
+        let table = if indirect { (buffers * layout::DESCRIPTOR) as u64 } else { 0 };
+        let lens = readable.iter().map(|bytes| bytes.len() as u64);
+        let len = lens.chain(writable.iter().map(|&len| len.into())).map(Arena::rounded).sum::<u64>() + table;
+        if len > self.capacity {
+            return Err(DriverError::TooManyBytes { len, capacity: self.capacity });
         }
         let mut pieces = Vec::with_capacity(buffers + 1);
         let result = self.lay_out(readable, writable, indirect, &mut pieces);

@@ -230,6 +230,9 @@ pub enum RingError {
     /// The memory of the ring, or of a header, went away (a truncated file).
     #[error("the guest memory of the queue is gone: what backed it was truncated or taken away")]
     MemoryFault,
+    /// Not the driver's fault: this process was forked from the one whose queue it is.
+    #[error("the queue belongs to the process that this one was forked from")]
+    Forked,
     /// Not the driver's fault: the device itself failed (an exception in its code).
     #[error("the device failed while it handled the queue")]
     DeviceFailed,
@@ -262,7 +265,7 @@ pub enum RingError {
 }
 
 /// The names of all rules, as [`RingError::rule`] gives them.
-pub const RULES: [&str; 27] = [
+pub const RULES: [&str; 28] = [
     "queue-size",
     "ring-alignment",
     "ring-address",
@@ -286,6 +289,7 @@ pub const RULES: [&str; 27] = [
     "chain-header",
     "chain-trailer",
     "memory-fault",
+    "forked",
     "device-failed",
     "used-index",
     "used-id",
@@ -319,6 +323,7 @@ impl RingError {
             Self::ChainHeader { .. } => "chain-header",
             Self::ChainTrailer { .. } => "chain-trailer",
             Self::MemoryFault => "memory-fault",
+            Self::Forked => "forked",
             Self::DeviceFailed => "device-failed",
             Self::UsedIndex { .. } => "used-index",
             Self::UsedId { .. } => "used-id",
@@ -356,6 +361,12 @@ pub enum ChainError {
     /// The memory of the chain went away (a truncated file).
     #[error("chain {head}: its guest memory is gone: what backed it was truncated or taken away")]
     Fault {
+        /// Head of the chain.
+        head: u16,
+    },
+    /// This process was forked from the one whose chain it is.
+    #[error("chain {head} belongs to the process that this one was forked from")]
+    Forked {
         /// Head of the chain.
         head: u16,
     },

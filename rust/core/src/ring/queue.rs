@@ -13,7 +13,10 @@ use super::{
     error::{ChainError, RingError},
     requests::BatchLayout,
 };
-use crate::{event_loop::signal, memory::GuestMemory};
+use crate::{
+    event_loop::signal,
+    memory::{GuestMemory, Owner},
+};
 
 /// How many lists of segments are kept for the next chains.
 const SPARE: usize = 64;
@@ -48,8 +51,9 @@ pub struct QueueCounters {
     pub errors: u64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
+    owner: Owner,
     ring: Option<Ring>,
     failed: Option<RingError>,
     paused: bool,
@@ -61,8 +65,25 @@ struct Inner {
 }
 
 impl Inner {
+    fn new() -> Self {
+        Self {
+            owner: Owner::this_process(),
+            ring: None,
+            failed: None,
+            paused: false,
+            call: None,
+            err: None,
+            counters: QueueCounters::default(),
+            spare: Vec::new(),
+            spare_batches: Vec::new(),
+        }
+    }
+
     /// The ring, when chains may be taken from it.
     fn running(&mut self) -> Result<Option<&mut SplitRing>, RingError> {
+        if !self.owner.is_this_process() {
+            return Err(RingError::Forked);
+        }
         if let Some(error) = &self.failed {
             return Err(error.clone());
         }
@@ -110,7 +131,7 @@ pub struct VirtQueue {
 impl VirtQueue {
     /// A stopped queue, of at most `max_size` descriptors.
     pub fn new(index: u16, max_size: u16) -> Self {
-        Self { index, max_size, inner: Mutex::default(), generation: RwLock::new(0) }
+        Self { index, max_size, inner: Mutex::new(Inner::new()), generation: RwLock::new(0) }
     }
 
     /// Nothing that runs under the lock panics; if it does, the data is still whole.
@@ -374,6 +395,9 @@ impl VirtQueue {
         read: u64,
     ) -> Result<(), ChainError> {
         let mut inner = self.lock();
+        if !inner.owner.is_this_process() {
+            return Err(ChainError::Forked { head });
+        }
         if self.generation() != generation {
             return Err(ChainError::Stale { head });
         }

@@ -1,4 +1,5 @@
 //! Each rule that the other side can break, broken once; and what is legal though it looks odd.
+#![allow(unsafe_code)] // fork
 
 use std::{
     collections::BTreeSet,
@@ -88,6 +89,22 @@ fn device_failed() -> RingError {
     let (_guest, queue) = started(PLAIN);
     queue.fail(RingError::DeviceFailed);
     queue.pop().unwrap_err()
+}
+
+/// What a child says that was forked from the process with the queue.
+fn forked() -> RingError {
+    let (mut guest, queue) = started(PLAIN);
+    guest.chain(0, &[(DATA, 4, 0)]);
+    // SAFETY: the child takes no lock that another thread may have held, and ends by itself.
+    unsafe {
+        let child = libc::fork();
+        if child == 0 {
+            libc::_exit(if queue.pop().err() == Some(RingError::Forked) { 0 } else { 1 });
+        }
+        let mut status = -1;
+        assert_eq!((libc::waitpid(child, &mut status, 0), status), (child, 0));
+    }
+    RingError::Forked
 }
 
 /// Each rule, as it is broken, and what is said then.
@@ -255,6 +272,7 @@ fn broken() -> Vec<(RingError, RingError)> {
             RingError::ChainTrailer { head, writable: 1, trailer: 2 },
         ),
         (truncated(), RingError::MemoryFault),
+        (forked(), RingError::Forked),
         (device_failed(), RingError::DeviceFailed),
         (poll(2, 0, 0), RingError::UsedIndex { index: 2, next: 0, outstanding: 1 }),
         (poll(1, 1, 0), RingError::UsedId { id: 1 }),
