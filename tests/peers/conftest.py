@@ -13,6 +13,7 @@ from xenvirt import Daemon
 
 from . import kernels, libblkio
 from .crates import Crate
+from .dpdk import Testpmd
 from .guests import QemuGuest, UmlGuest
 from .hardware import Answer, Hardware, compile_shim, refuse
 
@@ -103,3 +104,14 @@ def daemon_program() -> Callable[[Crate], Path]:
         return crate.program
 
     return find
+
+
+@pytest.fixture
+def testpmd(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Testpmd]:
+    """Makes a testpmd with one port: `testpmd(f"net_virtio_user0,path={socket}", core=1)`."""
+    need(shutil.which("dpdk-testpmd"), "dpdk-dev")
+
+    def make(port: str, core: int = 0) -> Testpmd:
+        return Testpmd(port, tmp_path_factory.mktemp("dpdk"), core=core)
+
+    return make
