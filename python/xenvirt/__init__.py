@@ -9,7 +9,7 @@ rest by subject:
 - ``xenvirt.memory``: guest memory, for those who make their own.
 """
 
-from xenvirt._native import Chain, VirtQueue
+from xenvirt._native import Batch, Chain, Mask, VirtQueue
 from xenvirt.daemon import Daemon
 from xenvirt.device import AsyncDevice, Device, Session, Watch
 from xenvirt.errors import XenvirtError
@@ -20,12 +20,14 @@ from xenvirt.virtio.ids import DeviceId
 
 __all__ = [
     "AsyncDevice",
+    "Batch",
     "Chain",
     "Counters",
     "Daemon",
     "Device",
     "DeviceId",
     "Feature",
+    "Mask",
     "Served",
     "Server",
     "Session",
