@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -115,3 +116,12 @@ def testpmd(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Testpmd]:
         return Testpmd(port, tmp_path_factory.mktemp("dpdk"), core=core)
 
     return make
+
+
+@pytest.fixture
+def tcp_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+        assert isinstance(port, int)
+        return port
