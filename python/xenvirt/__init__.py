@@ -9,17 +9,21 @@ rest by subject:
 - ``xenvirt.memory``: guest memory, for those who make their own.
 """
 
-from xenvirt._native import Batch, Chain, Mask, VirtQueue
+from xenvirt._native import Batch, Chain, GuestMemory, VirtQueue
+from xenvirt.connect import AsyncLink, connect, connect_async
 from xenvirt.daemon import Daemon
 from xenvirt.device import AsyncDevice, Device, Session, Watch
 from xenvirt.errors import XenvirtError
+from xenvirt.link import Link
 from xenvirt.server import Counters, Served, Server, serve, serve_async
+from xenvirt.vhost_user.frontend import Frontend
 from xenvirt.vhost_user.socket import VhostUserSocket
 from xenvirt.virtio.features import Feature
 from xenvirt.virtio.ids import DeviceId
 
 __all__ = [
     "AsyncDevice",
+    "AsyncLink",
     "Batch",
     "Chain",
     "Counters",
@@ -27,7 +31,9 @@ __all__ = [
     "Device",
     "DeviceId",
     "Feature",
-    "Mask",
+    "Frontend",
+    "GuestMemory",
+    "Link",
     "Served",
     "Server",
     "Session",
@@ -35,6 +41,8 @@ __all__ = [
     "VirtQueue",
     "Watch",
     "XenvirtError",
+    "connect",
+    "connect_async",
     "serve",
     "serve_async",
 ]

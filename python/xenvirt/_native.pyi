@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Self, final
 
-from typing_extensions import Buffer
+from typing_extensions import Buffer, disjoint_base
 
 from xenvirt._arguments import FileLike, HeaderLayout, Offsets
 from xenvirt._buffer import BytesLike
@@ -167,6 +167,7 @@ class MemoryView:
 
 # ---- endpoint: the event loop of one device, private to xenvirt
 
+@disjoint_base
 class Event:
     """What a device has to deal with; one of the classes inside. A kick is given as its VirtQueue instead."""
 
@@ -174,6 +175,7 @@ class Event:
     class Activate(Event):
         """The driver is ready."""
 
+        __match_args__ = ()
         def __new__(cls) -> Self: ...
 
     @final
@@ -181,7 +183,7 @@ class Event:
         """The driver wrote to the config space."""
 
         __match_args__ = ("offset", "data")
-        def __new__(cls, offset: int, data: Sequence[int]) -> Self: ...
+        def __new__(cls, offset: int, data: bytes) -> Self: ...
         @property
         def offset(self) -> int: ...
         @property
@@ -191,6 +193,7 @@ class Event:
     class Reset(Event):
         """The driver reset the device, or is gone."""
 
+        __match_args__ = ()
         def __new__(cls) -> Self: ...
 
     @final
@@ -224,12 +227,14 @@ class Event:
     class Stopped(Event):
         """The endpoint was stopped; nothing comes after it."""
 
+        __match_args__ = ()
         def __new__(cls) -> Self: ...
 
     @final
     class TimedOut(Event):
         """The time of the wait ran out."""
 
+        __match_args__ = ()
         def __new__(cls) -> Self: ...
 
 @final
@@ -237,7 +242,13 @@ class Endpoint:
     """The event loop of one device behind one transport."""
 
     def __new__(
-        cls, features: int, queue_sizes: Sequence[int], config: bytes, *, in_process: bool = False
+        cls,
+        features: int,
+        queue_sizes: Sequence[int],
+        config: bytes,
+        *,
+        patience: float = 0.0,
+        in_process: bool = False,
     ) -> Self: ...
     def listen(self, fd: int) -> None:
         """Frontends come to this listening socket from now on; the descriptor is duplicated."""
@@ -254,6 +265,8 @@ class Endpoint:
         """Seconds until `poll` is to be called again though nothing is ready."""
     def worker(self, index: int) -> QueueWorker:
         """Lets a thread of its own serve this queue."""
+    def start(self, features: int, memory: GuestMemory, rings: Sequence[DriverQueue]) -> None:
+        """An in-process driver is ready: its features, memory, and a ring for each queue that it uses."""
     def reset(self) -> None:
         """An in-process driver resets the device."""
     @property
@@ -265,6 +278,9 @@ class Endpoint:
     @property
     def memory(self) -> GuestMemory:
         """The driver's memory, whose table follows the transport; empty without a driver."""
+    @property
+    def offered_features(self) -> int:
+        """The virtio features that the device offers."""
     @property
     def negotiated_features(self) -> int:
         """The virtio features that the present driver agreed to; 0 without a driver."""
@@ -545,8 +561,7 @@ class DriverQueue:
         indirect: bool = False,
         in_order: bool = False,
     ) -> tuple[DriverQueue, VirtQueue]:
-        """A driver's queue and a device's with one ring between them, in `length` bytes of memory: for tests.
-        """
+        """A driver's queue and a device's, one ring between them in `length` bytes of memory: for tests."""
     @property
     def index(self) -> int:
         """Which queue of its device it is."""

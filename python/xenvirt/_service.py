@@ -125,7 +125,21 @@ class Service:
                 self._failed(None, error)
 
 
-class AsyncService(Service):
+class PolledService(Service):
+    """Serves a device when somebody asks it to: nobody waits on the endpoint."""
+
+    def pump(self) -> None:
+        """Deals with all events that are there."""
+        while (event := self.endpoint.poll()) is not None:
+            self.handle(event)
+
+    def process(self, queue: VirtQueue) -> None:
+        super().process(queue)
+        while self.endpoint.processed(queue.index):
+            super().process(queue)
+
+
+class AsyncService(PolledService):
     """Serves a device on asyncio's loop; a ``process`` that is a coroutine runs as a task of its queue."""
 
     def __init__(
@@ -140,9 +154,7 @@ class AsyncService(Service):
         self._loop.add_reader(endpoint.fileno(), self.pump)
 
     def pump(self) -> None:
-        """Deals with all events that are there."""
-        while (event := self.endpoint.poll()) is not None:
-            self.handle(event)
+        super().pump()
         if self._timer is not None:
             self._timer.cancel()
         timeout = self.endpoint.timeout
@@ -165,17 +177,13 @@ class AsyncService(Service):
         super().close()
 
     def process(self, queue: VirtQueue) -> None:
-        if isinstance(self.device, AsyncDevice):
-            self._again.add(queue.index)
-            if queue.index not in self._tasks:
-                task = self._loop.create_task(
-                    self._process(self.device, queue), name=f"{self.label} queue {queue.index}"
-                )
-                self._tasks[queue.index] = task
-            return
-        super().process(queue)
-        while self.endpoint.processed(queue.index):
+        if not isinstance(self.device, AsyncDevice):
             super().process(queue)
+            return
+        self._again.add(queue.index)
+        if queue.index not in self._tasks:
+            task = self._loop.create_task(self._process(self.device, queue))
+            self._tasks[queue.index] = task
 
     async def _process(self, device: AsyncDevice, queue: VirtQueue) -> None:
         try:

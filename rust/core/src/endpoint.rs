@@ -15,7 +15,7 @@ use std::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use rustix::io::Errno;
@@ -66,6 +66,9 @@ pub struct Offer {
     pub queue_sizes: Vec<u16>,
     /// The config space.
     pub config: Vec<u8>,
+    /// How long the queues are looked at again and again after the last request, before their threads
+    /// sleep; zero sleeps at once.
+    pub patience: Duration,
 }
 
 /// The part of an endpoint that may be used from any thread, and that device and transport share.
@@ -77,6 +80,7 @@ pub struct Control {
     pub queues: Vec<Arc<VirtQueue>>,
     /// The memory table as it is now.
     pub memory: Arc<SharedMemoryTable>,
+    patience: Duration,
     config: Mutex<Config>,
     /// Virtio features, then transport features, of the present session.
     negotiated: Mutex<(u64, u64)>,
@@ -128,6 +132,7 @@ impl Control {
             features: offer.features,
             kicks: Mutex::new(queues.iter().map(|_| None).collect()),
             queues,
+            patience: offer.patience,
             memory: Arc::default(),
             config: Mutex::new(Config { bytes: offer.config, changed: false }),
             negotiated: Mutex::default(),
@@ -281,7 +286,11 @@ impl Control {
 
     /// Takes a kick: true if the queue runs, so that the device should look at it.
     fn kicked(&self, index: u16) -> bool {
-        self.queues.get(usize::from(index)).is_some_and(|queue| queue.kicked())
+        let Some(queue) = self.queues.get(usize::from(index)) else { return false };
+        if !self.patience.is_zero() {
+            queue.set_polled(true);
+        }
+        queue.kicked()
     }
 }
 
@@ -309,14 +318,33 @@ pub struct Endpoint<T> {
     pending: VecDeque<Event>,
     /// The queue whose kick the device deals with now.
     processing: Option<u16>,
+    turns: Turns,
+    /// Queues are polled: the last request is not long ago.
+    awake: bool,
     ready: Vec<u64>,
+}
+
+/// Looks between two looks at the descriptors while queues are polled.
+const SPINS: u32 = 64;
+
+/// Counts how often a queue may be looked at again before the others get their turn.
+#[derive(Debug, Default)]
+struct Turns(u32);
+
+impl Turns {
+    fn is_over(&mut self) -> bool {
+        self.0 = (self.0 + 1) % 8;
+        self.0 == 0
+    }
 }
 
 impl<T: Transport> Endpoint<T> {
     /// Makes the endpoint; the transport watches nothing yet.
     pub fn new(offer: Offer, transport: T) -> Result<Self, Errno> {
         let control = Control::new(offer)?;
-        Ok(Self { control, transport, pending: VecDeque::new(), processing: None, ready: Vec::new() })
+        let pending = VecDeque::new();
+        let (processing, turns, awake, ready) = (None, Turns::default(), false, Vec::new());
+        Ok(Self { control, transport, pending, processing, turns, awake, ready })
     }
 
     /// The part that other threads use.
@@ -331,42 +359,102 @@ impl<T: Transport> Endpoint<T> {
 
     /// Says that the device is done with the last event, and waits for the next one.
     pub fn wait(&mut self, deadline: Option<Instant>) -> Result<Event, Errno> {
-        if let Some(index) = self.processing.take()
-            && self.processed(index)
-        {
-            return Ok(self.kick(index));
-        }
+        let mut busy = match self.processing.take() {
+            Some(index) if self.processed(index) => {
+                self.pending.push_back(Event::Kick(index));
+                true
+            }
+            _ => false,
+        };
         loop {
             if self.control.is_stopping() {
                 return Ok(Event::Stopped);
             }
-            while let Some(event) = self.pending.pop_front() {
-                match event {
-                    Event::Kick(index) if self.control.kicked(index) => return Ok(self.kick(index)),
-                    Event::Kick(_) => {}
-                    Event::Watch(id) if !lock(&self.control.watches).open.contains_key(&id) => {}
-                    Event::Reset => {
-                        self.control.unwatch_all();
-                        return Ok(event);
-                    }
-                    _ => return Ok(event),
-                }
+            // A queue that never runs dry must not keep the others, and the control plane, from their turn.
+            if busy && self.turns.is_over() {
+                self.look(Some(Instant::now()))?;
+            }
+            if let Some(event) = self.next_pending() {
+                return Ok(event);
             }
             self.transport.handled(&self.control, &mut self.pending);
             if !self.pending.is_empty() {
                 continue;
             }
             self.release_workers();
+            busy = self.watch_queues()?;
+            if busy {
+                continue;
+            }
             let until = [deadline, self.transport.deadline()].into_iter().flatten().min();
-            match self.control.event_loop.wait(until, &mut self.ready)? {
-                Woken::Ready => self.take_ready(),
+            match self.look(until)? {
                 Woken::Interrupted => return Ok(Event::Interrupted),
                 Woken::TimedOut if deadline.is_some_and(|at| at <= Instant::now()) => {
                     return Ok(Event::TimedOut);
                 }
-                Woken::TimedOut => {}
+                _ => {}
             }
         }
+    }
+
+    /// The next of the events that are there, if the device still has to do with it.
+    fn next_pending(&mut self) -> Option<Event> {
+        while let Some(event) = self.pending.pop_front() {
+            match event {
+                Event::Kick(index) if self.control.kicked(index) => {
+                    self.processing = Some(index);
+                    self.awake = true;
+                    return Some(event);
+                }
+                Event::Kick(_) => {}
+                Event::Watch(id) if !lock(&self.control.watches).open.contains_key(&id) => {}
+                Event::Reset => {
+                    self.control.unwatch_all();
+                    return Some(event);
+                }
+                _ => return Some(event),
+            }
+        }
+        None
+    }
+
+    /// Waits for descriptors, and deals with those that are ready.
+    fn look(&mut self, until: Option<Instant>) -> Result<Woken, Errno> {
+        let woken = self.control.event_loop.wait(until, &mut self.ready)?;
+        self.take_ready();
+        Ok(woken)
+    }
+
+    /// Looks at the queues again and again for a while, instead of sleeping. True when something is there.
+    fn watch_queues(&mut self) -> Result<bool, Errno> {
+        if self.control.patience.is_zero() || !self.awake {
+            return Ok(false);
+        }
+        let until = Instant::now() + self.control.patience;
+        let workers: Vec<u16> = lock(&self.control.workers).keys().copied().collect();
+        while Instant::now() < until {
+            for _ in 0..SPINS {
+                for queue in &self.control.queues {
+                    if !workers.contains(&queue.index()) && queue.has_work() {
+                        self.pending.push_back(Event::Kick(queue.index()));
+                    }
+                }
+                if !self.pending.is_empty() {
+                    return Ok(true);
+                }
+                std::hint::spin_loop();
+            }
+            if self.look(Some(Instant::now()))? == Woken::Ready {
+                return Ok(true);
+            }
+        }
+        self.awake = false;
+        for queue in &self.control.queues {
+            if !workers.contains(&queue.index()) && queue.sleep() {
+                self.pending.push_back(Event::Kick(queue.index()));
+            }
+        }
+        Ok(!self.pending.is_empty())
     }
 
     /// Says that the device is done with the kick of a queue: true if the driver added something since. Only
@@ -385,11 +473,6 @@ impl<T: Transport> Endpoint<T> {
     /// When [`Endpoint::poll`] is to be called again though nothing is ready.
     pub fn deadline(&self) -> Option<Instant> {
         self.transport.deadline()
-    }
-
-    fn kick(&mut self, index: u16) -> Event {
-        self.processing = Some(index);
-        Event::Kick(index)
     }
 
     fn take_ready(&mut self) {
@@ -463,12 +546,19 @@ impl QueueWorker {
 
     /// Says that the device is done with the last kick, and waits for the next one.
     pub fn wait(&self) -> Result<Event, Errno> {
-        if self.gate.leave() && self.control.queues[usize::from(self.index)].processed() && self.enter() {
-            return Ok(Event::Kick(self.index));
-        }
+        let queue = &self.control.queues[usize::from(self.index)];
+        let mut awake = self.gate.leave();
+        let mut more = awake && queue.processed();
         loop {
             if self.control.is_stopping() {
                 return Ok(Event::Stopped);
+            }
+            if more && self.enter() {
+                return Ok(Event::Kick(self.index));
+            }
+            if std::mem::take(&mut awake) && !self.control.patience.is_zero() {
+                more = self.watch_queue(queue);
+                continue;
             }
             let mut ready = Vec::new();
             if self.event_loop.wait(None, &mut ready)? == Woken::Interrupted {
@@ -480,11 +570,23 @@ impl QueueWorker {
                     _ => self.wake.drain(),
                 }
             }
-            // Woken without a kick: the queue has just begun to run, or we are to stop.
-            if !self.control.is_stopping() && self.enter() {
-                return Ok(Event::Kick(self.index));
+            // Also when woken without a kick: the queue may have just begun to run.
+            more = true;
+        }
+    }
+
+    /// As [`Endpoint`] does for the queues that it serves itself.
+    fn watch_queue(&self, queue: &VirtQueue) -> bool {
+        let until = Instant::now() + self.control.patience;
+        while Instant::now() < until && !self.control.is_stopping() {
+            for _ in 0..SPINS {
+                if queue.has_work() {
+                    return true;
+                }
+                std::hint::spin_loop();
             }
         }
+        queue.sleep()
     }
 
     fn enter(&self) -> bool {

@@ -1,12 +1,13 @@
 //! Driver side: a ring of our own.
 
 use std::{
-    os::fd::AsRawFd,
+    os::fd::{AsRawFd, BorrowedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use pyo3::{prelude::*, sync::MutexExt, types::PyBytes};
 use xenvirt_core::{
+    in_process::RingSetup,
     memory::{MappedMemory, Region, Source},
     ring::{self, RingConfig, RingFeatures},
 };
@@ -41,6 +42,17 @@ impl DriverQueue {
 
     fn failed(&self, error: ring::DriverError) -> Error {
         Error::Driver(self.index, error)
+    }
+
+    /// The ring with duplicates of its eventfds, for a device in this process.
+    pub fn setup(&self, py: Python<'_>) -> Result<RingSetup, Error> {
+        let queue = self.lock(py);
+        let duplicate = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map_err(PyErr::from);
+        Ok(RingSetup {
+            config: self.config,
+            kick: duplicate(queue.kick_fd())?,
+            call: duplicate(queue.call_fd())?,
+        })
     }
 
     fn lock(&self, py: Python<'_>) -> MutexGuard<'_, ring::DriverQueue> {

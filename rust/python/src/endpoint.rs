@@ -14,7 +14,9 @@ use xenvirt_core::{
     vhost_user::VhostUserServer,
 };
 
-use crate::{buffer::duplicate_fd, errors::Error, memory::GuestMemory, queue::VirtQueue};
+use crate::{
+    buffer::duplicate_fd, driver::DriverQueue, errors::Error, memory::GuestMemory, queue::VirtQueue,
+};
 
 /// What the device has to deal with. The queue of a kick is given as itself, without an event around it.
 #[pyclass(frozen, module = "xenvirt._native")]
@@ -139,12 +141,13 @@ impl Endpoint {
 #[pymethods]
 impl Endpoint {
     #[new]
-    #[pyo3(signature = (features, queue_sizes, config, *, in_process = false))]
+    #[pyo3(signature = (features, queue_sizes, config, *, patience = 0.0, in_process = false))]
     fn new(
         py: Python<'_>,
         features: u64,
         queue_sizes: Vec<u16>,
         config: Vec<u8>,
+        patience: f64,
         in_process: bool,
     ) -> Result<Self, Error> {
         let transport = if in_process {
@@ -152,7 +155,11 @@ impl Endpoint {
         } else {
             AnyTransport::VhostUser(Box::default())
         };
-        let endpoint = endpoint::Endpoint::new(Offer { features, queue_sizes, config }, transport)?;
+        let patience = Duration::try_from_secs_f64(patience);
+        let patience =
+            patience.map_err(|error| PyValueError::new_err(format!("the polling time: {error}")))?;
+        let offer = Offer { features, queue_sizes, config, patience };
+        let endpoint = endpoint::Endpoint::new(offer, transport)?;
         let control = Arc::clone(endpoint.control());
         let queues = control.queues.iter().map(|queue| Py::new(py, VirtQueue::new(Arc::clone(queue))));
         Ok(Self { queues: queues.collect::<PyResult<_>>()?, control, inner: Mutex::new(Some(endpoint)) })
@@ -220,6 +227,26 @@ impl Endpoint {
         Ok(QueueWorker { inner: self.control.worker(index)?, queue })
     }
 
+    /// An in-process driver is ready.
+    fn start(
+        &self,
+        py: Python<'_>,
+        features: u64,
+        memory: &GuestMemory,
+        rings: Vec<Py<DriverQueue>>,
+    ) -> Result<(), Error> {
+        let memory = memory.snapshot()?;
+        let rings = rings.iter().map(|ring| ring.get().setup(py)).collect::<Result<Vec<_>, Error>>()?;
+        self.with(py, |endpoint| {
+            endpoint.drive(|transport, control, events| match transport {
+                AnyTransport::InProcess(direct) => {
+                    Ok(direct.start(features, memory, rings, control, events)?)
+                }
+                AnyTransport::VhostUser(_) => Err(not_in_process()),
+            })
+        })
+    }
+
     /// An in-process driver resets the device.
     fn reset(&self, py: Python<'_>) -> Result<(), Error> {
         self.with(py, |endpoint| {
@@ -254,6 +281,12 @@ impl Endpoint {
     #[getter]
     fn memory(&self) -> GuestMemory {
         GuestMemory::of_session(Arc::clone(&self.control.memory))
+    }
+
+    /// The virtio features that the device offers.
+    #[getter]
+    fn offered_features(&self) -> u64 {
+        self.control.features
     }
 
     /// The virtio features that the present driver agreed to.

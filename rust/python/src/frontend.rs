@@ -236,7 +236,8 @@ fn duplicate(fd: Option<i32>) -> PyResult<Option<OwnedFd>> {
 #[pymethods]
 impl Frontend {
     #[new]
-    #[pyo3(signature = (path, *, timeout = Some(5.0), protocol_features = None, negotiate = true))]
+    #[pyo3(signature = (path, *, timeout = Some(5.0), protocol_features = None, negotiate = true),
+           text_signature = "(path, *, timeout=5.0, protocol_features=None, negotiate=True)")]
     fn new(
         py: Python<'_>,
         path: PathBuf,
@@ -251,7 +252,8 @@ impl Frontend {
     }
 
     #[staticmethod]
-    #[pyo3(signature = (fd, *, timeout = Some(5.0), protocol_features = None, negotiate = true))]
+    #[pyo3(signature = (fd, *, timeout = Some(5.0), protocol_features = None, negotiate = true),
+           text_signature = "(fd, *, timeout=5.0, protocol_features=None, negotiate=True)")]
     fn from_fd(
         py: Python<'_>,
         fd: i32,
@@ -395,7 +397,8 @@ impl Frontend {
         self.call(py, |core| Ok(core.config_changes().map(|fd| fd.as_raw_fd())))
     }
 
-    #[pyo3(signature = (request, payload = None, fds = Vec::new(), *, reply = true, need_reply = false, flags = None, size = None))]
+    #[pyo3(signature = (request, payload = None, fds = Vec::new(), *, reply = true, need_reply = false, flags = None, size = None),
+           text_signature = "($self, request, payload=None, fds=(), *, reply=True, need_reply=False, flags=None, size=None)")]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments, in Python")]
     fn raw(
         &self,

@@ -57,6 +57,7 @@ struct Inner {
     ring: Option<Ring>,
     failed: Option<RingError>,
     paused: bool,
+    polled: bool,
     call: Option<OwnedFd>,
     err: Option<OwnedFd>,
     counters: QueueCounters,
@@ -71,6 +72,7 @@ impl Inner {
             ring: None,
             failed: None,
             paused: false,
+            polled: false,
             call: None,
             err: None,
             counters: QueueCounters::default(),
@@ -164,9 +166,10 @@ impl VirtQueue {
             let error = RingError::QueueSize { size: config.size.into(), max: self.max_size };
             return Err(inner.fail(error));
         }
-        let ring = config.activate(memory).map_err(|error| inner.fail(error))?;
+        let mut ring = config.activate(memory).map_err(|error| inner.fail(error))?;
         self.advance();
-        let Ring::Split(split) = &ring;
+        let Ring::Split(split) = &mut ring;
+        split.set_polled(inner.polled);
         let resumed = split.resumed();
         inner.ring = Some(ring);
         inner.failed = None;
@@ -303,6 +306,35 @@ impl VirtQueue {
             inner.fail(error);
         }
         true
+    }
+
+    /// From now on somebody looks by [`Self::has_work`], and no kicks are asked for; or no longer. See
+    /// [`Self::sleep`].
+    pub fn set_polled(&self, polled: bool) {
+        let mut inner = self.lock();
+        inner.polled = polled;
+        if let Some(ring) = inner.split() {
+            ring.set_polled(polled);
+        }
+    }
+
+    /// Ends the polling: kicks are asked for again. True when there is something already.
+    pub fn sleep(&self) -> bool {
+        self.set_polled(false);
+        self.processed()
+    }
+
+    /// Is there a chain that was not taken? Asks for no kick.
+    pub fn has_work(&self) -> bool {
+        let mut inner = self.lock();
+        match inner.running().map(|ring| ring.map(SplitRing::look)) {
+            Ok(Some(Ok(waiting))) => waiting > 0,
+            Ok(Some(Err(error))) => {
+                inner.fail(error);
+                false
+            }
+            _ => false,
+        }
     }
 
     /// The device has looked: asks for a kick for whatever comes on top, also when the device left

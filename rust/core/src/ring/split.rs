@@ -46,6 +46,8 @@ pub struct SplitRing {
     signalled: Option<u16>,
     /// The available index for which notifications are armed; a kick comes for what is added after it.
     armed: Option<u16>,
+    /// Somebody looks again and again: arming asks for nothing.
+    polled: bool,
     in_flight: InFlight,
 }
 
@@ -126,6 +128,7 @@ impl SplitRing {
             published: used_index,
             signalled: fresh.then_some(0),
             armed: None,
+            polled: false,
             in_flight: InFlight::new(size, next),
         })
     }
@@ -466,10 +469,20 @@ impl SplitRing {
         // With EVENT_IDX the event word lies behind already, and is only met again after a whole round.
     }
 
+    /// See [`VirtQueue::set_polled`](super::VirtQueue::set_polled).
+    pub(super) fn set_polled(&mut self, polled: bool) {
+        self.polled = polled;
+        self.disarm();
+    }
+
     /// Asks the driver to notify us of whatever it adds after what we have seen. Returns true when it
     /// has added something in between, which nobody has looked at: then no notification may come.
     pub(super) fn arm(&mut self) -> Result<bool, RingError> {
         let seen = self.available_seen;
+        if self.polled {
+            self.look()?;
+            return Ok(self.available_seen != seen);
+        }
         if self.armed == Some(seen) {
             return Ok(false);
         }

@@ -51,7 +51,12 @@ impl Served {
             &mut std::collections::VecDeque<Event>,
         ) -> Result<(), rustix::io::Errno>,
     ) -> Self {
-        let offer = Offer { features: FEATURES, queue_sizes: vec![QUEUE_SIZE; 2], config: CONFIG.to_vec() };
+        let offer = Offer {
+            features: FEATURES,
+            queue_sizes: vec![QUEUE_SIZE; 2],
+            config: CONFIG.to_vec(),
+            patience: Duration::ZERO,
+        };
         let mut endpoint = Endpoint::new(offer, VhostUserServer::default()).unwrap();
         endpoint.drive(step).unwrap();
         let control = Arc::clone(endpoint.control());
