@@ -21,6 +21,8 @@ mod fault;
 mod fork;
 mod guest;
 mod mapped;
+#[cfg(test)]
+pub(crate) mod on_demand;
 mod ranges;
 mod rust_vmm;
 mod table;

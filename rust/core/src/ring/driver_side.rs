@@ -2,8 +2,7 @@
 //! back what the device used. A device that breaks a rule gets a [`RingError`] too.
 //!
 //! # Safety
-//! As in `split`: the three parts were located once, for their whole length, in memory that `memory`
-//! keeps mapped. Each value that the device wrote is loaded once, checked, and used from the copy.
+//! As in `split`: the three parts were located once, for their whole length, and `parts` keeps them mapped. Each value that the device wrote is loaded once, checked, and used from the copy.
 #![allow(unsafe_code)]
 
 use std::{
@@ -16,10 +15,9 @@ use super::{
     access::{Descriptor, load_u16, load_used, store_descriptor, store_u16},
     error::RingError,
     layout::{self, INDIRECT, NEXT, NO_INTERRUPT, NO_NOTIFY, WRITE},
-    split::{Parts, locate},
-    translate::Translator,
+    parts::{Parts, locate},
 };
-use crate::memory::GuestMemory;
+use crate::memory::{Access, GuestMemory, Translator};
 
 /// A range of guest memory that is lent to the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +49,7 @@ struct Lent {
 #[derive(Debug)]
 pub struct DriverRing {
     memory: GuestMemory,
+    translator: Translator,
     features: RingFeatures,
     parts: Parts,
     size: u16,
@@ -73,13 +72,13 @@ pub struct DriverRing {
     failed: Option<RingError>,
 }
 
-// SAFETY: the pointers lead to shared memory that `memory` keeps mapped, and only `&mut self` stores.
+// SAFETY: the pointers lead to shared memory that `parts` keeps mapped, and only `&mut self` stores.
 unsafe impl Send for DriverRing {}
 
 impl DriverRing {
     /// Lays an empty ring into the memory. `next_available` must be 0: a driver begins afresh.
     pub fn new(config: &RingConfig, memory: &GuestMemory) -> Result<Self, RingError> {
-        let parts = locate(config, &mut Translator::new(memory))?;
+        let parts = locate(config, memory)?;
         let size = config.size;
         // SAFETY: located for their whole length. They are ours, so they must be writable; the used ring
         // was asked, and the two others lie in memory that the same owner made.
@@ -90,6 +89,7 @@ impl DriverRing {
         }
         Ok(Self {
             memory: memory.clone(),
+            translator: memory.translator(),
             features: config.features,
             parts,
             size,
@@ -159,11 +159,12 @@ impl DriverRing {
         let Some(&head) = self.free.front() else { return Ok(None) };
         if let Some(address) = table {
             let len = (count * layout::DESCRIPTOR) as u32;
-            let place = Translator::new(&self.memory)
-                .place(address, len.into())
-                .filter(|place| place.writable && (place.base as u64).is_multiple_of(8))
+            let base = self
+                .translator
+                .translate(address, len.into(), Access::Write)
+                .filter(|base| (base.as_ptr() as u64).is_multiple_of(8))
                 .ok_or(RingError::IndirectAddress { head, address, len })?;
-            self.write_table(place.base, readable, writable);
+            self.write_table(base.as_ptr(), readable, writable);
             self.free.pop_front();
             self.store(head, Descriptor { address, len, flags: INDIRECT, next: 0 });
         } else {

@@ -20,6 +20,7 @@ mod driver_side;
 mod error;
 mod in_flight;
 mod layout;
+mod parts;
 mod queue;
 mod requests;
 mod split;
@@ -28,7 +29,6 @@ mod test_guest;
 #[cfg(test)]
 mod tests;
 mod transfer;
-mod translate;
 
 pub use batch::{BatchError, Mask, QueueBatch};
 pub use chain::{Chain, QueueChain, Segment};

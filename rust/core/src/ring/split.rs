@@ -1,24 +1,27 @@
 //! The device's side of a split ring (virtio 1.3, 2.7): taking chains, giving them back, notifications.
 //!
 //! # Safety
-//! The three parts were translated once, when the ring was made, for their whole length; `memory` keeps
-//! the mapping. An offset is made of an index below `size`, by the offsets in `layout`. Each value that
+//! The three parts were leased once, when the ring was made, for their whole length; `parts` keeps the
+//! leases. An offset is made of an index below `size`, by the offsets in `layout`. Each value that
 //! the driver wrote is loaded once, checked, and used from the copy.
 #![allow(unsafe_code)]
 
-use std::sync::atomic::{Ordering, fence};
+use std::{
+    collections::HashMap,
+    sync::atomic::{Ordering, fence},
+};
 
 use super::{
     access::{load_descriptor, load_u16, store_u16, store_used},
     chain::{Extent, Segment},
-    error::{RingError, RingPart},
+    error::RingError,
     in_flight::InFlight,
     layout::{self, INDIRECT, NEXT, NO_INTERRUPT, NO_NOTIFY, WRITE},
+    parts::{Parts, locate},
     requests::Requests,
-    translate::Translator,
     {RingConfig, RingFeatures},
 };
-use crate::memory::GuestMemory;
+use crate::memory::{Access, GuestMemory, Lease, MemoryError, Translator};
 
 /// The most descriptors of an indirect chain, where the queue itself is smaller.
 const INDIRECT_LIMIT: u32 = 1024;
@@ -30,9 +33,7 @@ pub struct SplitRing {
     translator: Translator,
     config: RingConfig,
     features: RingFeatures,
-    descriptors: *const u8,
-    available: *const u8,
-    used: *mut u8,
+    parts: Parts,
     size: u16,
     /// The available index that is taken next.
     next_available: u16,
@@ -49,65 +50,21 @@ pub struct SplitRing {
     /// Somebody looks again and again: arming asks for nothing.
     polled: bool,
     in_flight: InFlight,
+    /// What is mapped for single chains only, by head: given back before the driver gets the chain. None
+    /// for memory that is always mapped.
+    leases: HashMap<u16, Vec<Lease>>,
 }
 
-// SAFETY: the pointers lead to shared memory that `memory` keeps mapped, and only `&mut self` stores.
+// SAFETY: the pointers lead to shared memory that `parts` keeps mapped, and only `&mut self` stores.
 unsafe impl Send for SplitRing {}
-
-/// The host pointers of the three parts.
-#[derive(Debug)]
-pub(super) struct Parts {
-    pub descriptors: *mut u8,
-    pub available: *mut u8,
-    pub used: *mut u8,
-}
-
-/// Checks a ring's size and where its parts are, and translates them for their whole length.
-pub(super) fn locate(config: &RingConfig, translator: &mut Translator) -> Result<Parts, RingError> {
-    let (size, event_idx) = (config.size, config.features.event_idx);
-    if !size.is_power_of_two() || size > layout::MAX_QUEUE_SIZE {
-        return Err(RingError::QueueSize { size: size.into(), max: layout::MAX_QUEUE_SIZE });
-    }
-    let mut find = |part, address: u64, len: usize, align: u64| {
-        if !address.is_multiple_of(align) {
-            return Err(RingError::RingAlignment { part, address, align });
-        }
-        let len = len as u64;
-        let place = translator.place(address, len).ok_or(RingError::RingAddress { part, address, len })?;
-        // A region may begin anywhere in our memory: a file's offset need not be that of a page. What
-        // is loaded and stored as words is at most eight bytes.
-        if !(place.base as u64).is_multiple_of(align.min(8)) {
-            return Err(RingError::RingAlignment { part, address, align });
-        }
-        Ok(place)
-    };
-    let descriptors = find(
-        RingPart::Descriptors,
-        config.descriptors,
-        layout::descriptors_len(size),
-        layout::DESCRIPTOR_ALIGN,
-    )?;
-    let available = find(
-        RingPart::Available,
-        config.available,
-        layout::available_len(size, event_idx),
-        layout::AVAILABLE_ALIGN,
-    )?;
-    let used = find(RingPart::Used, config.used, layout::used_len(size, event_idx), layout::USED_ALIGN)?;
-    if !used.writable {
-        return Err(RingError::RingReadOnly { address: config.used });
-    }
-    Ok(Parts { descriptors: descriptors.base, available: available.base, used: used.base })
-}
 
 impl SplitRing {
     /// Checks everything about the ring and takes it up at `config.next_available`.
     pub(super) fn new(config: &RingConfig, memory: &GuestMemory) -> Result<Self, RingError> {
         let size = config.size;
-        let mut translator = Translator::new(memory);
-        let Parts { descriptors, available, used } = locate(config, &mut translator)?;
+        let parts = locate(config, memory)?;
         // SAFETY: located for its whole length, aligned to 4.
-        let used_index = unsafe { load_u16(used.wrapping_add(layout::USED_INDEX), Ordering::Relaxed) };
+        let used_index = unsafe { load_u16(parts.used.wrapping_add(layout::USED_INDEX), Ordering::Relaxed) };
         let next = config.next_available;
         if next.wrapping_sub(used_index) > size {
             return Err(RingError::ResumeIndex { next, used: used_index, size });
@@ -115,12 +72,10 @@ impl SplitRing {
         let fresh = next == 0 && used_index == 0;
         Ok(Self {
             memory: memory.clone(),
-            translator,
+            translator: memory.translator(),
             config: *config,
             features: config.features,
-            descriptors,
-            available,
-            used,
+            parts,
             size,
             next_available: next,
             available_seen: next,
@@ -130,17 +85,14 @@ impl SplitRing {
             armed: None,
             polled: false,
             in_flight: InFlight::new(size, next),
+            leases: HashMap::new(),
         })
     }
 
     /// The memory table changed: translates everything again. What was taken stays as it is.
     pub(super) fn update_memory(&mut self, memory: &GuestMemory) -> Result<(), RingError> {
-        let mut translator = Translator::new(memory);
-        let parts = locate(&self.config, &mut translator)?;
-        self.descriptors = parts.descriptors;
-        self.available = parts.available;
-        self.used = parts.used;
-        self.translator = translator;
+        self.parts = locate(&self.config, memory)?;
+        self.translator = memory.translator();
         self.memory = memory.clone();
         Ok(())
     }
@@ -164,6 +116,15 @@ impl SplitRing {
 
     pub(super) fn abandon(&mut self, head: u16) {
         self.in_flight.abandon(head);
+        self.let_go(head);
+    }
+
+    /// Unmaps what was mapped for this chain alone.
+    #[inline(always)]
+    fn let_go(&mut self, head: u16) {
+        if !self.leases.is_empty() {
+            self.leases.remove(&head);
+        }
     }
 
     /// Where another device would have to go on; see [`InFlight::rewind`].
@@ -186,8 +147,9 @@ impl SplitRing {
     pub(super) fn look(&mut self) -> Result<u16, RingError> {
         // Acquire: what the driver wrote before the index (the entries, the descriptors) is seen after it.
         // SAFETY: within the available ring, aligned to 2.
-        let index =
-            unsafe { load_u16(self.available.wrapping_add(layout::AVAILABLE_INDEX), Ordering::Acquire) };
+        let index = unsafe {
+            load_u16(self.parts.available.wrapping_add(layout::AVAILABLE_INDEX), Ordering::Acquire)
+        };
         if self.memory.poisoned() {
             return Err(RingError::MemoryFault);
         }
@@ -210,7 +172,7 @@ impl SplitRing {
         }
         let first = segments.len();
         let slot = usize::from(self.next_available) & self.mask();
-        let at = self.available.wrapping_add(layout::AVAILABLE_RING + slot * layout::AVAILABLE_ENTRY);
+        let at = self.parts.available.wrapping_add(layout::AVAILABLE_RING + slot * layout::AVAILABLE_ENTRY);
         // SAFETY: slot < size, aligned to 2.
         let head = unsafe { load_u16(at, Ordering::Relaxed) };
         if head >= self.size {
@@ -222,11 +184,13 @@ impl SplitRing {
         match self.walk(head, segments) {
             Ok(_) if self.memory.poisoned() => {
                 segments.truncate(first);
+                self.let_go(head);
                 Err(RingError::MemoryFault)
             }
             Ok(extent) => Ok(Some(extent)),
             Err(error) => {
                 segments.truncate(first);
+                self.let_go(head);
                 Err(error)
             }
         }
@@ -247,7 +211,7 @@ impl SplitRing {
         }
         if self.memory.poisoned() {
             // What was read may be the zeroes that stand in for it.
-            requests.list.iter().for_each(|request| self.in_flight.abandon(request.head));
+            requests.list.iter().for_each(|request| self.abandon(request.head));
             requests.list.clear();
             return Err(RingError::MemoryFault);
         }
@@ -265,7 +229,7 @@ impl SplitRing {
     #[inline(always)]
     fn walk(&mut self, head: u16, segments: &mut Vec<Segment>) -> Result<Extent, RingError> {
         let first = segments.len();
-        let mut table = self.descriptors;
+        let mut table = self.parts.descriptors.cast_const();
         let mut entries = u32::from(self.size);
         let mut limit = entries;
         let mut left = entries;
@@ -292,10 +256,10 @@ impl SplitRing {
                     return Err(RingError::IndirectLength { head, len });
                 }
                 let address = descriptor.address;
-                let Some(place) = self.translator.place(address, len.into()) else {
-                    return Err(RingError::IndirectAddress { head, address, len });
+                table = match self.translator.translate(address, len.into(), Access::Read) {
+                    Some(base) => base.as_ptr(),
+                    None => self.lease_table(head, address, len)?,
                 };
-                table = place.base;
                 entries = len / layout::DESCRIPTOR as u32;
                 limit = entries.min(INDIRECT_LIMIT.max(self.size.into()));
                 left = limit;
@@ -310,11 +274,10 @@ impl SplitRing {
                 return Err(RingError::ReadableAfterWritable { head, descriptor: index });
             }
             if len != 0 {
-                match self.translator.place(address, len.into()) {
-                    Some(place) if place.writable || !writable => {
-                        segments.push(Segment { base: place.base, len, writable });
-                    }
-                    _ => self.pieces(head, address, len, writable, segments)?,
+                let access = if writable { Access::Write } else { Access::Read };
+                match self.translator.translate(address, len.into(), access) {
+                    Some(base) => segments.push(Segment { base: base.as_ptr(), len, writable }),
+                    None => self.pieces(head, address, len, writable, segments)?,
                 }
             }
             if writable {
@@ -361,7 +324,7 @@ impl SplitRing {
         }
     }
 
-    /// A buffer that does not lie in one region: it may go on in the region that touches the first.
+    /// A buffer that does not lie in one region, or in one that is mapped only on demand.
     #[cold]
     fn pieces(
         &mut self,
@@ -371,21 +334,37 @@ impl SplitRing {
         writable: bool,
         segments: &mut Vec<Segment>,
     ) -> Result<(), RingError> {
-        let mut done = 0u32;
-        while done < len {
-            let piece = address
-                .checked_add(done.into())
-                .and_then(|address| self.translator.start(address, (len - done).into()));
-            let Some((place, piece)) = piece else {
-                return Err(RingError::BufferAddress { head, address, len });
-            };
-            if writable && !place.writable {
-                return Err(RingError::BufferReadOnly { head, address, len });
-            }
-            segments.push(Segment { base: place.base, len: piece as u32, writable });
-            done += piece as u32;
-        }
+        let access = if writable { Access::Write } else { Access::Read };
+        let mut leases = Vec::new();
+        let reached = self.memory.reach(address, len.into(), access, &mut leases, |base, len| {
+            // A piece is not longer than the buffer.
+            segments.push(Segment { base: base.as_ptr(), len: len as u32, writable });
+        });
+        reached.map_err(|error| match error {
+            MemoryError::ReadOnly { .. } => RingError::BufferReadOnly { head, address, len },
+            _ => RingError::BufferAddress { head, address, len },
+        })?;
+        self.keep(head, leases);
         Ok(())
+    }
+
+    /// An indirect table in memory that is mapped only on demand. Like the ring's own parts it lies in one
+    /// region.
+    #[cold]
+    fn lease_table(&mut self, head: u16, address: u64, len: u32) -> Result<*mut u8, RingError> {
+        let lease = self.memory.lease(address, len.into(), Access::Read).map_err(|error| match error {
+            MemoryError::Fault { .. } => RingError::MemoryFault,
+            _ => RingError::IndirectAddress { head, address, len },
+        })?;
+        let base = lease.base().as_ptr();
+        self.keep(head, vec![lease]);
+        Ok(base)
+    }
+
+    fn keep(&mut self, head: u16, mut leases: Vec<Lease>) {
+        if !leases.is_empty() {
+            self.leases.entry(head).or_default().append(&mut leases);
+        }
     }
 
     /// Writes a used entry, or holds it back until its turn. False when the chain is not kept (any more).
@@ -397,6 +376,7 @@ impl SplitRing {
         if !self.in_flight.complete(head) {
             return false;
         }
+        self.let_go(head);
         self.write_used(head, written);
         true
     }
@@ -406,6 +386,7 @@ impl SplitRing {
         if !self.in_flight.hold(head, written) {
             return false;
         }
+        self.let_go(head);
         while let Some((head, written)) = self.in_flight.release() {
             self.write_used(head, written);
         }
@@ -415,7 +396,7 @@ impl SplitRing {
     #[inline(always)]
     fn write_used(&mut self, head: u16, written: u32) {
         let slot = usize::from(self.next_used) & self.mask();
-        let at = self.used.wrapping_add(layout::USED_RING + slot * layout::USED_ENTRY);
+        let at = self.parts.used.wrapping_add(layout::USED_RING + slot * layout::USED_ENTRY);
         // SAFETY: slot < size; aligned to 4; writable, as was asked at the start.
         unsafe { store_used(at, head.into(), written) };
         self.next_used = self.next_used.wrapping_add(1);
@@ -431,7 +412,7 @@ impl SplitRing {
         self.published = new;
         // Release: the used entries, and what was written to the buffers, come before the index.
         // SAFETY: within the used ring, aligned to 2.
-        unsafe { store_u16(self.used.wrapping_add(layout::USED_INDEX), new, Ordering::Release) };
+        unsafe { store_u16(self.parts.used.wrapping_add(layout::USED_INDEX), new, Ordering::Release) };
         // The index is out before the driver's wish is read; the driver writes its wish, fences, and
         // reads the index. So one of the two sees the other's store, and no call is lost.
         fence(Ordering::SeqCst);
@@ -440,20 +421,20 @@ impl SplitRing {
             return true;
         }
         if self.features.event_idx {
-            let at = self.available.wrapping_add(layout::used_event(self.size));
+            let at = self.parts.available.wrapping_add(layout::used_event(self.size));
             // SAFETY: the available ring was located with its event word; aligned to 2.
             let event = unsafe { load_u16(at, Ordering::Relaxed) };
             old.is_none_or(|old| layout::passed_event(event, new, old))
         } else {
             // SAFETY: the first word of the available ring.
-            let flags = unsafe { load_u16(self.available, Ordering::Relaxed) };
+            let flags = unsafe { load_u16(self.parts.available, Ordering::Relaxed) };
             flags & NO_INTERRUPT == 0
         }
     }
 
     /// NOTIFY_ON_EMPTY: everything that was made available was used.
     fn is_drained(&self) -> bool {
-        let at = self.available.wrapping_add(layout::AVAILABLE_INDEX);
+        let at = self.parts.available.wrapping_add(layout::AVAILABLE_INDEX);
         // SAFETY: within the available ring, aligned to 2.
         let index = unsafe { load_u16(at, Ordering::Relaxed) };
         self.in_flight.outstanding() == 0 && index == self.next_available
@@ -464,7 +445,7 @@ impl SplitRing {
         self.armed = None;
         if !self.features.event_idx {
             // SAFETY: the first word of the used ring.
-            unsafe { store_u16(self.used, NO_NOTIFY, Ordering::Relaxed) };
+            unsafe { store_u16(self.parts.used, NO_NOTIFY, Ordering::Relaxed) };
         }
         // With EVENT_IDX the event word lies behind already, and is only met again after a whole round.
     }
@@ -489,10 +470,10 @@ impl SplitRing {
         // SAFETY: the used ring was located with its event word; aligned to 2; writable.
         unsafe {
             if self.features.event_idx {
-                let at = self.used.wrapping_add(layout::available_event(self.size));
+                let at = self.parts.used.wrapping_add(layout::available_event(self.size));
                 store_u16(at, seen, Ordering::Relaxed);
             } else {
-                store_u16(self.used, 0, Ordering::Relaxed);
+                store_u16(self.parts.used, 0, Ordering::Relaxed);
             }
         }
         // Our wish is out before the driver's index is read: either we see what it adds, or it sees our wish.

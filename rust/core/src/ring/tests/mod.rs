@@ -2,4 +2,5 @@
 
 mod lifecycle;
 mod notifications;
+mod on_demand;
 mod rules;
