@@ -27,6 +27,7 @@ rightly (``except TimeoutError``, ``except OSError``). A wrong argument is a pla
     ├── DeviceFailedError
     ├── RequestError
     │   ├── RequestFailedError      also OSError (EIO)
+    │   │   └── CheckConditionError
     │   ├── RequestUnsupportedError also OSError (EOPNOTSUPP)
     │   └── ResponseError
     ├── DaemonError
@@ -272,6 +273,26 @@ class RequestFailedError(RequestError, OSError):
     def __init__(self, message: str = "", status: int = -1) -> None:
         super().__init__(message, status)
         self.errno = _errno.EIO
+
+
+class CheckConditionError(RequestFailedError):
+    """A SCSI unit answered CHECK CONDITION: the command reached it, and it says what is wrong by sense data.
+
+    You do not get it when the host did not get as far as the unit (no such target, for instance): that is a
+    plain :class:`RequestFailedError` with the host's own status.
+
+    Attributes:
+        key: the sense key, a :class:`~xenvirt.virtio.sense.SenseKey`; -1 where the unit gave no sense data.
+        asc: the additional sense code.
+        ascq: its qualifier.
+    """
+
+    def __init__(
+        self, message: str = "", status: int = -1, key: int = -1, asc: int = 0, ascq: int = 0
+    ) -> None:
+        super().__init__(message, status)
+        self._arguments = (message, status, key, asc, ascq)
+        self.key, self.asc, self.ascq = key, asc, ascq
 
 
 class RequestUnsupportedError(RequestError, OSError):
