@@ -9,7 +9,7 @@ rest by subject:
 - ``xenvirt.memory``: guest memory, for those who make their own.
 """
 
-from xenvirt._native import Batch, Chain, GuestMemory, VirtQueue
+from xenvirt._native import Batch, Chain, GuestMemory, Mask, VirtQueue
 from xenvirt.connect import AsyncLink, connect, connect_async
 from xenvirt.daemon import Daemon
 from xenvirt.device import AsyncDevice, Device, Session, Watch
@@ -34,6 +34,7 @@ __all__ = [
     "Frontend",
     "GuestMemory",
     "Link",
+    "Mask",
     "Served",
     "Server",
     "Session",

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -13,6 +14,7 @@ from xenvirt import Daemon
 
 from . import kernels, libblkio
 from .crates import Crate
+from .dpdk import Testpmd
 from .guests import QemuGuest, UmlGuest
 from .hardware import Answer, Hardware, compile_shim, refuse
 
@@ -103,3 +105,23 @@ def daemon_program() -> Callable[[Crate], Path]:
         return crate.program
 
     return find
+
+
+@pytest.fixture
+def testpmd(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Testpmd]:
+    """Makes a testpmd with one port: `testpmd(f"net_virtio_user0,path={socket}", core=1)`."""
+    need(shutil.which("dpdk-testpmd"), "dpdk-dev")
+
+    def make(port: str, core: int = 0) -> Testpmd:
+        return Testpmd(port, tmp_path_factory.mktemp("dpdk"), core=core)
+
+    return make
+
+
+@pytest.fixture
+def tcp_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+        assert isinstance(port, int)
+        return port

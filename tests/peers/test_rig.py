@@ -8,6 +8,7 @@ import pytest
 
 from xenvirt import Daemon
 
+from .dpdk import Testpmd
 from .guests import GuestError, QemuGuest, UmlGuest
 
 MiB = 1 << 20
@@ -62,6 +63,17 @@ def test_a_guest_that_hangs_is_killed_and_leaves_nothing(uml: Callable[..., UmlG
             running.finish(timeout=0.5)
         group = running.process_group
     assert list(alive_in_session(group)) == []
+
+
+def test_testpmd_sends_packets_to_testpmd(testpmd: Callable[..., Testpmd], tmp_path: Path) -> None:
+    socket = tmp_path / "net.sock"
+    with testpmd(f"net_vhost0,iface={socket}", core=0) as device:
+        device.command("set fwd rxonly")
+        device.command("start")
+        with testpmd(f"net_virtio_user0,path={socket},queue_size=256", core=1) as driver:
+            sent = driver.send(100_000)
+            burst = 32  # the last one may stay in the ring
+            assert sent - burst <= device.settled("RX") <= sent
 
 
 def alive_in_session(session: int) -> Iterator[str]:

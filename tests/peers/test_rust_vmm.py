@@ -1,6 +1,5 @@
 """rust-vmm's daemons start and listen, with the hardware that is played for them."""
 
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,14 +18,6 @@ from .workloads import MiB, new_image
 def _built() -> None:
     for crate in crates.CRATES:
         need(crate.program.exists(), f"{crate.name} {crate.version}")
-
-
-@pytest.fixture
-def tcp_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-        assert isinstance(port, int)
-        return port
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,29 @@
 """Structures are packed, little-endian, and tolerant of configuration spaces that are shorter or longer."""
 
+import inspect
 from dataclasses import FrozenInstanceError, dataclass
 from typing import Annotated
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from xenvirt.virtio import DeviceId, Feature, config_class, feature_names
+from xenvirt.virtio import (
+    DeviceId,
+    Feature,
+    block,
+    can,
+    config_class,
+    console,
+    feature_names,
+    i2c,
+    input,  # noqa: A004
+    net,
+    scsi,
+    sound,
+    spi,
+    vsock,
+)
 from xenvirt.virtio.block import BlockConfig, BlockFeature, RequestHeader, RequestType
 from xenvirt.virtio.net import NetConfig
 from xenvirt.virtio.structure import S32, U8, U16, Structure
@@ -76,6 +94,26 @@ def test_a_value_that_does_not_fit_is_refused_by_name(arguments: dict[str, int],
 def test_a_value_of_the_wrong_type_is_a_type_error() -> None:
     with pytest.raises(TypeError):
         Sample(first="1")  # type: ignore[arg-type]
+
+
+STRUCTURES = sorted(
+    {
+        value
+        for module in (block, can, console, i2c, input, net, scsi, sound, spi, vsock)
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, Structure) and value is not Structure
+    },
+    key=lambda cls: (cls.__module__, cls.__name__),
+)
+
+
+@pytest.mark.parametrize("cls", STRUCTURES, ids=lambda cls: f"{cls.__module__}.{cls.__name__}")
+@given(data=st.data())
+def test_any_bytes_come_back(cls: type[Structure], data: st.DataObject) -> None:
+    raw = data.draw(st.binary(max_size=cls.size() + 8))
+    structure = cls.from_bytes(raw)
+    assert structure.to_bytes() == raw[: cls.size()].ljust(cls.size(), b"\0")
+    assert cls.from_bytes(structure.to_bytes()) == structure
 
 
 def test_structures_are_frozen_equal_and_hashable() -> None:
