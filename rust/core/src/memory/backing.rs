@@ -86,8 +86,8 @@ impl Leased for Lease {
     }
 }
 
-/// A range of memory that stays mapped while this lives.
-#[derive(Debug)]
+/// A range of memory that stays mapped while this, or a clone of it, lives.
+#[derive(Clone, Debug)]
 pub struct Lease {
     base: NonNull<u8>,
     len: u64,

@@ -264,22 +264,20 @@ impl QueueChain {
     /// What was not read yet, a lease for each piece of memory. Who holds one can look at the memory also
     /// after the chain was completed or became stale: let go of it before.
     pub fn readable_leases(&self) -> Result<Vec<Lease>, ChainError> {
-        self.access(|chain| chain.leases(chain.read_at.pieces(chain.readable_part(), chain.readable())))
+        let hold = self.hold();
+        self.access(|chain| leases(&hold, chain.read_at.pieces(chain.readable_part(), chain.readable())))
     }
 
     /// What was not written yet, a lease for each piece of memory; see [`Self::readable_leases`].
     pub fn writable_leases(&self) -> Result<Vec<Lease>, ChainError> {
-        self.access(|chain| chain.leases(chain.write_at.pieces(&chain.chain.segments, chain.writable())))
+        let hold = self.hold();
+        self.access(|chain| leases(&hold, chain.write_at.pieces(&chain.chain.segments, chain.writable())))
     }
 
-    fn leases(&self, pieces: impl Iterator<Item = Segment>) -> Vec<Lease> {
-        let hold: Arc<dyn Hold> = Arc::new(Held(self.memory.clone()));
-        let lease = |piece: Segment| {
-            let base = NonNull::new(piece.base)?;
-            // SAFETY: a checked range of the table that `hold` keeps; writable, where that is looked for.
-            Some(unsafe { Lease::new(base, piece.len.into(), Arc::clone(&hold)) })
-        };
-        pieces.filter_map(lease).collect()
+    /// What keeps all of the chain's pieces mapped.
+    fn hold(&self) -> Arc<dyn Hold> {
+        let leases = self.queue.leases(self.generation, self.head());
+        Arc::new(Held { memory: self.memory.clone(), leases })
     }
 
     /// Puts the chain in the used ring and calls the driver if it wants. The used length is what was
@@ -299,14 +297,27 @@ impl QueueChain {
     }
 }
 
-/// Keeps the memory of a lease.
+/// Keeps the memory of a chain mapped, beyond the chain's own life.
 #[derive(Debug)]
-struct Held(GuestMemory);
+struct Held {
+    memory: GuestMemory,
+    leases: Vec<Lease>,
+}
 
 impl Hold for Held {
     fn poisoned(&self) -> bool {
-        self.0.poisoned()
+        self.memory.poisoned() || self.leases.iter().any(Lease::poisoned)
     }
+}
+
+/// One for each piece, all of them kept by the same.
+fn leases(hold: &Arc<dyn Hold>, pieces: impl Iterator<Item = Segment>) -> Vec<Lease> {
+    let lease = |piece: Segment| {
+        let base = NonNull::new(piece.base)?;
+        // SAFETY: a checked range of the chain, which `hold` keeps; writable, where that is looked for.
+        Some(unsafe { Lease::new(base, piece.len.into(), Arc::clone(hold)) })
+    };
+    pieces.filter_map(lease).collect()
 }
 
 impl Drop for QueueChain {

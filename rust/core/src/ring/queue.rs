@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     event_loop::signal,
-    memory::{GuestMemory, Owner},
+    memory::{GuestMemory, Lease, Owner},
 };
 
 /// How many lists of segments are kept for the next chains.
@@ -212,6 +212,13 @@ impl VirtQueue {
     pub(super) fn while_current<T>(&self, generation: u64, copy: impl FnOnce() -> T) -> Option<T> {
         let current = self.generation.read().unwrap_or_else(PoisonError::into_inner);
         (*current == generation).then(copy)
+    }
+
+    /// What is mapped for one chain alone; not to be asked for inside of `while_current`.
+    pub(super) fn leases(&self, generation: u64, head: u16) -> Vec<Lease> {
+        let mut inner = self.lock();
+        let current = self.generation() == generation;
+        inner.split().filter(|_| current).map_or_else(Vec::new, |ring| ring.leases(head).to_vec())
     }
 
     /// True while nobody copies from or to a chain.

@@ -119,7 +119,12 @@ impl SplitRing {
         self.let_go(head);
     }
 
-    /// Unmaps what was mapped for this chain alone.
+    /// What is mapped for this chain alone, to be kept longer.
+    pub(super) fn leases(&self, head: u16) -> &[Lease] {
+        self.leases.get(&head).map_or(&[], Vec::as_slice)
+    }
+
+    /// Unmaps what was mapped for this chain alone, unless somebody keeps it longer.
     #[inline(always)]
     fn let_go(&mut self, head: u16) {
         if !self.leases.is_empty() {

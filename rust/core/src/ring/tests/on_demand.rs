@@ -70,3 +70,16 @@ fn a_chain_that_is_dropped_or_refused_is_unmapped() {
     assert_eq!(refused, RingError::BufferAddress { head: 1, address: SEAM - 4, len: 4 });
     assert_eq!(leases(), PARTS);
 }
+
+#[test]
+fn a_lease_on_a_chain_outlives_the_ring() {
+    let (mut guest, queue, leases) = started(RingFeatures::default());
+    guest.chain(0, &[(DATA, 4, 0), (DATA + 8, 4, WRITE)]);
+    let chain = queue.pop().unwrap().unwrap();
+    let views = chain.writable_leases().unwrap();
+    queue.stop();
+    assert_eq!((views.len(), leases()), (1, 2), "all of the chain, and nothing of the ring");
+    drop(views);
+    assert_eq!(leases(), 0);
+    assert!(matches!(chain.readable_leases(), Err(ChainError::Stale { .. })));
+}
