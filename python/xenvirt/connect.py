@@ -76,6 +76,8 @@ class AsyncLink:
         self._room: set[asyncio.Future[None]] = set()
         self._failure: Exception | None = None
         self._closed = False
+        if isinstance(link, InProcessLink):
+            link.on_failure = self._fail
 
     @property
     def offered_features(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import select
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from xenvirt._native import Event
 from xenvirt._service import AsyncService, PolledService
@@ -24,7 +24,8 @@ class InProcessLink(Link):
     def __init__(self, device: AnyDevice, timeout: float | None, *, on_asyncio: bool = False) -> None:
         super().__init__(timeout)
         self._endpoint = make_endpoint(device, in_process=True)
-        self._failure: tuple[int | None, BaseException] | None = None
+        self._failure: DeviceFailedError | None = None
+        self.on_failure: Callable[[Exception], None] | None = None
         label = f"{type(device).__name__} in process"
         serve = AsyncService if on_asyncio else PolledService
         self._service = serve(device, self._endpoint, label, self._failed)
@@ -87,11 +88,15 @@ class InProcessLink(Link):
         self._raise_failure()
 
     def _failed(self, queue: int | None, error: BaseException) -> None:
-        self._failure = (queue, error)
+        where = "the device" if queue is None else f"queue {queue} of the device"
+        failure = DeviceFailedError(f"{where} failed: {type(error).__name__}: {error}", queue)
+        failure.__cause__ = error
+        if self.on_failure is not None:
+            self.on_failure(failure)
+        else:
+            self._failure = failure
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
-            queue, error = self._failure
-            self._failure = None
-            where = "the device" if queue is None else f"queue {queue} of the device"
-            raise DeviceFailedError(f"{where} failed: {type(error).__name__}: {error}", queue) from error
+            failure, self._failure = self._failure, None
+            raise failure
