@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from xenvirt.errors import XenvirtError
 
-from . import probe
+from . import demo, probe, serve
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -18,7 +18,7 @@ def make_parser() -> argparse.ArgumentParser:
         description="Virtio devices in Python: serve them, try them, see what this host offers.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (probe,):
+    for command in (demo, serve, probe):
         command.add_parser(commands)
     return parser
 

@@ -11,7 +11,7 @@ from .finding import Finding
 def probes() -> dict[str, tuple[Callable[[], Finding], ...]]:
     """The probes by heading."""
     return {
-        "xenvirt": (peers.native, memory.vhost_user, peers.numpy),
+        "xenvirt": (peers.xenvirt, memory.vhost_user, peers.numpy),
         "Guests and peers": (kvm.kvm, peers.guests, peers.daemons),
         "Host": (net.tap, memory.huge_pages, memory.userfault, memory.io_uring, memory.open_files),
         "Xen": xen.probes(),

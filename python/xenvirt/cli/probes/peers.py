@@ -5,11 +5,18 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import tempfile
 from importlib import import_module, metadata
+
+from xenvirt import Server, VhostUserSocket, connect
+from xenvirt.devices import EntropyDevice
+from xenvirt.drivers import EntropyDriver
+from xenvirt.errors import XenvirtError
 
 from .finding import Finding
 
 VERSION_SECONDS = 10.0
+SELF_SECONDS = 5.0
 
 GUESTS = ("qemu-system-x86_64", "qemu-system-aarch64", "linux.uml", "dpdk-testpmd", "blkio-bench")
 """Programs that use a device which we serve."""
@@ -52,16 +59,21 @@ def numpy() -> Finding:
     return Finding("NumPy", True, str(version), "", needed)
 
 
-def native() -> Finding:
-    """Our own native module."""
-    needed = "everything but this command"
+def xenvirt() -> Finding:
+    """Ourselves: a device served over a socket, and driven."""
+    needed = "everything"
+    version = metadata.version("xenvirt")
     try:
-        import_module("xenvirt._native")
-    except ImportError as error:
+        with tempfile.TemporaryDirectory(prefix="xenvirt-probe-") as folder, Server() as server:
+            path = f"{folder}/s"
+            server.add(EntropyDevice(), VhostUserSocket(path))
+            with connect(path, timeout=SELF_SECONDS) as link, EntropyDriver(link) as rng:
+                rng.read(16)
+    except (XenvirtError, OSError) as error:
         return Finding(
-            "xenvirt", False, f"its native module cannot be imported: {error}", "pip install xenvirt", needed
+            "xenvirt", False, f"version {version}, and serving a device fails: {error}", "", needed
         )
-    return Finding("xenvirt", True, metadata.version("xenvirt"), "", needed)
+    return Finding("xenvirt", True, f"version {version}; a device could be served and driven", "", needed)
 
 
 def _programs(name: str, programs: tuple[str, ...], advice: str, needed_for: str) -> Finding:

@@ -1,0 +1,156 @@
+"""``xenvirt serve`` as a user starts it: another process, a socket, a driver."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from xenvirt import Daemon, connect
+from xenvirt.cli import main
+from xenvirt.drivers import BlockDriver, EntropyDriver
+from xenvirt.errors import RequestFailedError
+
+XENVIRT = (sys.executable, "-m", "xenvirt.cli")
+
+
+def xenvirt(*args: str) -> Daemon:
+    return Daemon(XENVIRT[0], *XENVIRT[1:], *args)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    made = tmp_path / "disk.raw"
+    made.write_bytes(bytes(1 << 20))
+    return made
+
+
+def test_entropy_is_served() -> None:
+    with (
+        xenvirt("serve", "entropy", "--socket={socket}") as daemon,
+        connect(daemon.socket) as link,
+        EntropyDriver(link) as rng,
+    ):
+        assert len(rng.read(100)) == 100
+
+
+def test_a_disk_is_served_with_its_options(image: Path) -> None:
+    command = (
+        "serve",
+        "blk",
+        str(image),
+        "--socket={socket}",
+        "--queues=3",
+        "--serial=number-1",
+        "--threads",
+    )
+    with xenvirt(*command) as daemon, connect(daemon.socket) as link, BlockDriver(link) as disk:
+        assert (disk.queues, disk.capacity, disk.get_id()) == (3, 2048, "number-1")
+        for queue in range(3):
+            disk.write(queue * 4096, b"queue %d" % queue, queue=queue)
+    assert image.read_bytes()[8192:8199] == b"queue 2"
+
+
+def test_a_read_only_disk_refuses_writes(image: Path) -> None:
+    command = ("serve", "blk", str(image), "--socket={socket}", "--read-only")
+    with xenvirt(*command) as daemon, connect(daemon.socket) as link, BlockDriver(link) as disk:
+        assert disk.read_only
+        with pytest.raises(RequestFailedError):
+            disk.write(0, bytes(512))
+
+
+def test_a_driver_that_comes_back_finds_the_device_again(image: Path) -> None:
+    with xenvirt("serve", "blk", str(image), "--socket={socket}") as daemon:
+        for number in range(3):
+            with connect(daemon.socket) as link, BlockDriver(link) as disk:
+                assert disk.read(0, 1) == bytes([number])
+                disk.write(0, bytes([number + 1]))
+
+
+def test_the_socket_has_the_mode_that_was_asked_for() -> None:
+    mine = f"{os.getuid()}:{os.getgid()}"
+    with xenvirt(
+        "serve", "entropy", "--socket={socket}", "--socket-mode=600", f"--socket-owner={mine}"
+    ) as daemon:
+        assert Path(daemon.socket).stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_cleanly(number: signal.Signals) -> None:
+    with xenvirt("serve", "entropy", "--socket={socket}") as daemon:
+        os.kill(daemon.pid, number)
+        assert daemon.wait() == 0
+        assert not Path(daemon.socket).exists()
+        assert "Traceback" not in daemon.output()
+
+
+def test_an_inherited_socket_is_served_and_readiness_told(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    ready, tell = os.pipe()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(1)
+        fds = (listener.fileno(), tell)
+        process = subprocess.Popen(
+            [*XENVIRT, "serve", "entropy", f"--fd={fds[0]}", f"--ready-fd={tell}"], pass_fds=fds
+        )
+    os.close(tell)
+    try:
+        assert os.read(ready, 10) == b"\n"
+        with connect(str(path)) as link, EntropyDriver(link) as rng:
+            assert len(rng.read(10)) == 10
+    finally:
+        os.close(ready)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["blk", "/no/such/image", "--socket=/tmp/x"], "xenvirt serve: .*No such file.*'/no/such/image'"),
+        (
+            ["blk", "/dev/null", "--socket=/tmp/x"],
+            "xenvirt serve: /dev/null is neither a file nor a block device",
+        ),
+        (
+            ["entropy", "--socket=/no/such/directory/s"],
+            "xenvirt serve: .*cannot make the socket.*/no/such/directory/s",
+        ),
+        (["entropy", "--fd=0"], "xenvirt serve: descriptor 0 is not a"),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert re.search(message, error)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["entropy"], "one of the arguments --socket --fd is required"),
+        (["entropy", "--socket=a", "--fd=3"], "not allowed with argument"),
+        (["entropy", "--socket=a", "--socket-mode=9"], "'9' is not an octal number"),
+        (["entropy", "--socket=a", "--socket-owner=no-such-user"], "no-such-user"),
+        (["blk", "x", "--socket=a", "--queues=0"], "0 is not between 1 and 256"),
+        (["blk", "x", "--socket=a", "--queues=many"], "'many' is not a number"),
+        (["toaster"], "invalid choice: 'toaster'"),
+    ],
+)
+def test_a_wrong_command_line_is_explained(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["serve", *arguments])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
