@@ -11,6 +11,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -115,7 +116,7 @@ class FakeBackend:
             connection, _ = self._listener.accept()
         except OSError:
             return  # closed before anybody came
-        with connection:
+        with connection, suppress(ConnectionError):  # the frontend need not hear us out
             while (message := self._receive(connection)) is not None:
                 self.received.append(message)
                 if message.request == self.hang_up_on:

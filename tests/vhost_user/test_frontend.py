@@ -427,3 +427,17 @@ def test_a_connected_socket_will_do(path: Path) -> None:
 def test_a_timeout_that_is_none_is_a_value_error(path: Path, timeout: float) -> None:
     with pytest.raises(ValueError, match="must be 0 or more seconds, or None"):
         Frontend(path, timeout=timeout)
+
+
+def test_a_queue_is_not_enabled_before_the_features_are_settled(path: Path) -> None:
+    with FakeBackend(path) as backend, Frontend(path) as frontend:
+        with pytest.raises(ValueError, match="settled by set_features before a ring is enabled"):
+            frontend.enable_queue(0)
+        assert not backend.of(fake.SET_VRING_ENABLE)
+
+
+def test_a_peer_that_talks_without_end_does_not_keep_closed_within(path: Path) -> None:
+    flood = {99: lambda message: 1000 * number_reply(message, 0)}
+    with FakeBackend(path, reactions=flood), Frontend(path, negotiate=False) as frontend:
+        frontend.raw(99, reply=True)
+        assert not frontend.closed_within(0)

@@ -121,18 +121,25 @@ impl Exchange {
     pub(super) fn closed_within(&mut self, patience: &Patience) -> Result<bool, FrontendError> {
         let deadline = patience.deadline();
         loop {
+            match patience.ready(self.connection.as_fd(), PollFlags::IN, deadline) {
+                Ok(()) => {}
+                Err(Waited::TimedOut) => return Ok(false),
+                Err(Waited::Interrupted) => {
+                    return Err(FrontendError::Interrupted("the peer to close".into()));
+                }
+                Err(Waited::Failed(errno)) => return Err(ProtocolError::Socket(errno).into()),
+            }
             match self.connection.receive() {
-                Ok(Some(message)) => self.log.add(|| {
-                    format!("<- {}", describe_reply(&message.header, &message.payload, message.fds.len()))
-                }),
-                Ok(None) => match patience.ready(self.connection.as_fd(), PollFlags::IN, deadline) {
-                    Ok(()) => {}
-                    Err(Waited::TimedOut) => return Ok(false),
-                    Err(Waited::Interrupted) => {
-                        return Err(FrontendError::Interrupted("the peer to close".into()));
+                Ok(None) => {}
+                Ok(Some(message)) => {
+                    self.log.add(|| {
+                        format!("<- {}", describe_reply(&message.header, &message.payload, message.fds.len()))
+                    });
+                    // A peer that talks without end must not keep us here.
+                    if deadline.is_some_and(|end| end <= Instant::now()) {
+                        return Ok(false);
                     }
-                    Err(Waited::Failed(errno)) => return Err(ProtocolError::Socket(errno).into()),
-                },
+                }
                 Err(error) => {
                     let disconnected = error.is_disconnect();
                     let error = self.end(error, "when it was expected to".into());

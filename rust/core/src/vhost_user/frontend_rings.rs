@@ -102,6 +102,9 @@ impl Frontend {
 
     /// Enables or disables a ring. Without protocol features there is nothing to say: it runs from the start.
     pub fn enable_ring(&mut self, index: u8, enable: bool) -> Result<(), FrontendError> {
+        argument("virtio features", self.acked, self.acked != 0, || {
+            "settled by set_features before a ring is enabled".into()
+        })?;
         if self.acked & virtio_features::PROTOCOL_FEATURES == 0 {
             return Ok(());
         }

@@ -74,10 +74,14 @@ struct Answerer {
 impl Answerer {
     fn run(mut self) {
         loop {
-            let mut fds = [PollFd::new(&self.connection, PollFlags::IN)];
+            let output = if self.connection.wants_write() { PollFlags::OUT } else { PollFlags::empty() };
+            let mut fds = [PollFd::new(&self.connection, PollFlags::IN | output)];
             match poll(&mut fds, None) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return self.log.add(|| format!("!! reverse channel: {errno}")),
+            }
+            if let Err(error) = self.connection.flush() {
+                return self.log.add(|| format!("!! reverse channel: {error}"));
             }
             loop {
                 match self.connection.receive() {
