@@ -166,6 +166,26 @@ def test_the_serial_number_ends_at_its_first_zero() -> None:
     assert BlockDriver(link_to(Disk(1))).get_id() == "serial-7"
 
 
+@pytest.mark.parametrize(
+    ("features", "size"),
+    [
+        (0, 8),
+        (BlockFeature.SEG_MAX, 16),
+        (BlockFeature.BLK_SIZE | BlockFeature.CONFIG_WCE, 33),
+        (BlockFeature.MQ, 36),
+        (BlockFeature.DISCARD, 48),
+        (BlockFeature.WRITE_ZEROES | BlockFeature.MQ, 60),
+        (BlockFeature.SECURE_ERASE, 72),
+    ],
+)
+def test_no_more_of_the_configuration_space_is_read_than_the_features_speak_of(
+    features: int, size: int
+) -> None:
+    disk = BlockDriver(link_to(Disk(8), features))
+    assert len(disk.config_space) == size
+    assert disk.capacity == 8
+
+
 def test_the_cache_is_switched_through_the_configuration_space() -> None:
     link = link_to(Disk(1), BlockFeature.CONFIG_WCE)
     disk = BlockDriver(link)

@@ -84,7 +84,7 @@ class BlockDriver(BlockRequests, Driver):
 
     def refresh(self) -> BlockConfig:
         """Reads the configuration space again, for instance after the disk was resized."""
-        self.config_space = self.link.config(0, BlockConfig.size())
+        self.config_space = self.link.config(0, self._config_size(self.link))
         self.config = BlockConfig.from_bytes(self.config_space)
         return self.config
 
@@ -138,7 +138,7 @@ class AsyncBlockDriver(BlockRequests, AsyncDriver):
 
     async def refresh(self) -> BlockConfig:
         """As :meth:`BlockDriver.refresh`."""
-        self.config_space = await self.link.config(0, BlockConfig.size())
+        self.config_space = await self.link.config(0, self._config_size(self.link))
         self.config = BlockConfig.from_bytes(self.config_space)
         return self.config
 
