@@ -580,19 +580,27 @@ class DriverQueue:
     def fileno(self) -> int:
         """The eventfd that the device signals: readable when something may have come back."""
     def submit(
-        self, readable: Iterable[BytesLike] | None = None, writable: Sequence[int] | None = None
+        self,
+        readable: Iterable[BytesLike] | None = None,
+        writable: Sequence[int] | None = None,
+        *,
+        publish: bool = True,
     ) -> int:
         """Puts a request in the ring, kicks the device if it wants, and gives the request's token.
 
         Args:
             readable: what the device reads: a buffer each, copied.
             writable: the sizes of the buffers that it writes, in bytes; they begin as 0xA5.
+            publish: False keeps it from the device until :meth:`publish`, so that the device finds several
+                requests at once.
 
         Raises:
             QueueFullError: no descriptors or no memory are free until the device gives some back.
             ValueError: it would not fit the empty ring either, or has no buffer.
             RingError: the device broke a rule before.
         """
+    def publish(self) -> None:
+        """Shows the device what was submitted with ``publish=False``, and kicks it if it wants."""
     def completed(self) -> list[tuple[int, list[bytes], int]]:
         """What the device has used so far, in its order: the token, the writable buffers, whole, and the
         used length that the device claims. Has the eventfd signalled when there is more.

@@ -72,7 +72,7 @@ class AsyncLink:
         self.link = link
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(link.fileno(), self._ready)
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._waiting: set[asyncio.Future[Any]] = set()
         self._room: set[asyncio.Future[None]] = set()
         self._failure: Exception | None = None
         self._closed = False
@@ -93,6 +93,11 @@ class AsyncLink:
     def queue_count(self) -> int:
         """How many queues the device has."""
         return self.link.queue_count
+
+    @property
+    def timeout(self) -> float | None:
+        """As :attr:`Link.timeout`."""
+        return self.link.timeout
 
     async def start(self, features: int, queue_sizes: Sequence[int]) -> None:
         """As :meth:`Link.start`."""
@@ -128,14 +133,53 @@ class AsyncLink:
             ) from error
         return completion.result()
 
+    async def submit_all(self, requests: Sequence[Request[T]]) -> list[asyncio.Future[T]]:
+        """Submits several requests at once: the device finds all of them together, as far as the ring has
+        room for them at this moment; the rest follows when it has. Returns once all are in the ring.
+
+        Returns:
+            The result of each, however long it takes: no timeout counts for them.
+        """
+        futures: list[asyncio.Future[T]] = []
+        while True:
+            completions = self.link.submit_all_now(requests[len(futures) :])
+            futures += [self._future(completion) for completion in completions]
+            if len(futures) == len(requests):
+                return futures
+            await self._wait_for_room()
+
+    def _future(self, completion: Completion[T]) -> asyncio.Future[T]:
+        future: asyncio.Future[T] = self._loop.create_future()
+
+        def answered(_: object) -> None:
+            if future.done():
+                return
+            try:
+                future.set_result(completion.result())
+            except Exception as error:
+                future.set_exception(error)
+
+        if self._failure is not None:
+            future.set_exception(self._failure)
+        elif completion.done:
+            answered(None)
+        else:
+            completion.callback = answered
+            self._waiting.add(future)
+            future.add_done_callback(self._waiting.discard)
+        return future
+
     async def _submit(self, request: Request[T]) -> Completion[T]:
         while True:
             try:
                 return self.link.submit_now(request)
             except QueueFullError:
-                room = self._loop.create_future()
-                self._room.add(room)
-                await self._wait(room)
+                await self._wait_for_room()
+
+    async def _wait_for_room(self) -> None:
+        room: asyncio.Future[None] = self._loop.create_future()
+        self._room.add(room)
+        await self._wait(room)
 
     async def close(self) -> None:
         """Resets the device and closes the link. What is under way gets no answer any more."""
@@ -171,7 +215,7 @@ class AsyncLink:
 
     def _fail(self, error: Exception) -> None:
         self._failure = error
-        for future in self._waiting:
+        for future in tuple(self._waiting):
             if not future.done():
                 future.set_exception(error)
 

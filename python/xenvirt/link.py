@@ -37,7 +37,7 @@ class Completion(Generic[T]):
         self.done = False
         self._answer: Answer | None = None
         self._parsed: list[T] = []
-        self.callback: Callable[[Completion[T]], None] | None = None
+        self.callback: Callable[[Completion[T]], object] | None = None
 
     def answered(self, answer: Answer) -> None:
         """The link got the answer."""
@@ -195,13 +195,40 @@ class Link(ABC):
             except QueueFullError:
                 self._wait_for_room(self._queue(request.queue), request.what)
 
-    def submit_now(self, request: Request[T]) -> Completion[T]:
-        """As :meth:`submit`, without waiting for room.
+    def submit_all(self, requests: Sequence[Request[T]]) -> list[Completion[T]]:
+        """Submits several requests at once: the device finds all of them together, as far as the ring has
+        room for them at this moment. The rest follows when it has.
+        """
+        completions: list[Completion[T]] = []
+        while True:
+            completions += self.submit_all_now(requests[len(completions) :])
+            if len(completions) == len(requests):
+                return completions
+            blocked = requests[len(completions)]
+            self._wait_for_room(self._queue(blocked.queue), blocked.what)
+
+    def submit_all_now(self, requests: Sequence[Request[T]]) -> list[Completion[T]]:
+        """As :meth:`submit_all`, without waiting for room: gives the completions of those that fit."""
+        queues = {request.queue: self._queue(request.queue) for request in requests}
+        completions: list[Completion[T]] = []
+        try:
+            for request in requests:
+                completions.append(self.submit_now(request, publish=False))
+        except QueueFullError:
+            pass
+        finally:
+            for queue in queues.values():
+                queue.publish()
+        return completions
+
+    def submit_now(self, request: Request[T], *, publish: bool = True) -> Completion[T]:
+        """As :meth:`submit`, without waiting for room. With ``publish=False`` the device does not see it
+        until the queue's next request.
 
         Raises:
             QueueFullError: there is none.
         """
-        token = self._queue(request.queue).submit(request.readable, request.writable)
+        token = self._queue(request.queue).submit(request.readable, request.writable, publish=publish)
         completion = Completion(self, request)
         self._under_way[(request.queue, token)] = completion
         return completion

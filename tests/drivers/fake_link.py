@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -13,38 +14,59 @@ from xenvirt.virtio import Feature
 
 T = TypeVar("T")
 
-Device = Callable[[int, bytes, list[bytearray]], int]
-"""Gets the queue, what is readable and the writable buffers; gives the used length."""
+Device = Callable[[int, bytes, list[bytearray]], int | None]
+"""Gets the queue, what is readable and the writable buffers; gives the used length, or None: not yet."""
 
 
-@dataclass
 class FakePending(Generic[T]):
-    link: FakeLink
-    request: Request[T]
+    def __init__(self, link: FakeLink, request: Request[T]) -> None:
+        self.link, self.request = link, request
+        self.callback: Callable[[Any], object] | None = None
+        self.done = False
+        self.results: list[T] = []
+        self.failure: Exception | None = None
 
-    @property
-    def done(self) -> bool:
-        return self not in self.link.waiting
+    def ask(self) -> bool:
+        """Asks the device; True if it answered."""
+        answer = self.link.answer(self.request)
+        if answer is None:
+            return False
+        self.link.waiting.remove(self)
+        self.done = True
+        try:
+            self.results.append(self.request.parse(answer))
+        except Exception as error:
+            self.failure = error
+        if self.callback is not None:
+            self.callback(self)
+        return True
 
     def result(self) -> T:
-        if not self.done:
-            self.link.waiting.remove(self)
-        return self.link.answer(self.request)
+        if not self.done and not self.ask():
+            raise LinkTimeoutError(f"no answer: {self.request.what}")
+        if self.failure is not None:
+            raise self.failure
+        return self.results[0]
 
 
 @dataclass
 class FakeLink:
-    """Keeps what was submitted until its result is asked for."""
+    """Asks the device for the result of what was submitted when the result is wanted, or by `collect`.
+
+    While somebody waits, `later` is what happens: one function at a time.
+    """
 
     device: Device
     offered_features: int = Feature.VERSION_1
     queue_count: int = 1
     space: bytearray = field(default_factory=bytearray)
     features: int = 0
+    timeout: float | None = 0.1
     started: tuple[int, ...] = ()
     requests: list[Request[Any]] = field(default_factory=list)
     waiting: list[FakePending[Any]] = field(default_factory=list)
     most_waiting: int = 0
+    later: list[Callable[[], object]] = field(default_factory=list)
 
     def start(self, features: int, queue_sizes: Sequence[int]) -> None:
         self.features = features & self.offered_features
@@ -56,16 +78,15 @@ class FakeLink:
     def write_config(self, offset: int, data: bytes) -> None:
         self.space[offset : offset + len(data)] = data
 
-    def answer(self, request: Request[T]) -> T:
+    def answer(self, request: Request[Any]) -> Answer | None:
         if request.queue >= len(self.started):
             raise LinkTimeoutError(f"queue {request.queue} does not run")
         buffers = [bytearray([FILL]) * size for size in request.writable]
         used = self.device(request.queue, b"".join(bytes(part) for part in request.readable), buffers)
-        return request.parse(Answer([bytes(buffer) for buffer in buffers], used))
+        return None if used is None else Answer([bytes(buffer) for buffer in buffers], used)
 
     def run(self, request: Request[T]) -> T:
-        self.requests.append(request)
-        return self.answer(request)
+        return self.submit(request).result()
 
     def submit(self, request: Request[T]) -> FakePending[T]:
         self.requests.append(request)
@@ -74,9 +95,22 @@ class FakeLink:
         self.most_waiting = max(self.most_waiting, len(self.waiting))
         return pending
 
+    def submit_all(self, requests: Sequence[Request[T]]) -> list[FakePending[T]]:
+        return [self.submit(request) for request in requests]
+
+    def attend(self, timeout: float | None) -> bool:  # noqa: ARG002 - nothing happens here that takes time
+        if not self.later:
+            return False
+        self.later.pop(0)()
+        return True
+
+    def collect(self) -> None:
+        for pending in tuple(self.waiting):
+            pending.ask()
+
 
 class FakeAsyncLink:
-    """The same for asyncio."""
+    """The same for asyncio; what the device keeps is asked for again after each request, and by `poke`."""
 
     def __init__(self, link: FakeLink) -> None:
         self.link = link
@@ -93,6 +127,10 @@ class FakeAsyncLink:
     def queue_count(self) -> int:
         return self.link.queue_count
 
+    @property
+    def timeout(self) -> float | None:
+        return self.link.timeout
+
     async def start(self, features: int, queue_sizes: Sequence[int]) -> None:
         self.link.start(features, queue_sizes)
 
@@ -103,7 +141,32 @@ class FakeAsyncLink:
         self.link.write_config(offset, data)
 
     async def run(self, request: Request[T]) -> T:
-        return self.link.run(request)
+        result = self.link.run(request)
+        self.poke()
+        return result
+
+    async def submit_all(self, requests: Sequence[Request[T]]) -> list[asyncio.Future[T]]:
+        futures = [self._future(pending) for pending in self.link.submit_all(requests)]
+        self.poke()
+        return futures
+
+    def _future(self, pending: FakePending[T]) -> asyncio.Future[T]:
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        def answered(_: object) -> None:
+            if future.done():
+                return
+            if pending.failure is not None:
+                future.set_exception(pending.failure)
+            else:
+                future.set_result(pending.results[0])
+
+        pending.callback = answered
+        return future
+
+    def poke(self) -> None:
+        """The device may have something for those who wait."""
+        self.link.collect()
 
 
 class Disk:

@@ -3,19 +3,28 @@
 from .block import AsyncBlockDriver, BlockDriver
 from .driver import AsyncDriver, Driver, Plan
 from .entropy import AsyncEntropyDriver, EntropyDriver
+from .i2c import AsyncI2cDriver, I2cDriver
 from .request import Answer, AsyncLink, Link, Pending, Request
+from .scsi import AsyncScsiDriver, ScsiDriver
+from .spi import AsyncSpiDriver, SpiDriver
 
 __all__ = [
     "Answer",
     "AsyncBlockDriver",
     "AsyncDriver",
     "AsyncEntropyDriver",
+    "AsyncI2cDriver",
     "AsyncLink",
+    "AsyncScsiDriver",
+    "AsyncSpiDriver",
     "BlockDriver",
     "Driver",
     "EntropyDriver",
+    "I2cDriver",
     "Link",
     "Pending",
     "Plan",
     "Request",
+    "ScsiDriver",
+    "SpiDriver",
 ]

@@ -8,7 +8,7 @@ from collections.abc import Generator, Sequence
 from types import TracebackType
 from typing import Any, ClassVar, Self, TypeAlias, TypeVar
 
-from xenvirt.errors import NegotiationError, RequestError
+from xenvirt.errors import LinkTimeoutError, NegotiationError, RequestError
 from xenvirt.virtio.features import RING_FEATURES, Feature
 from xenvirt.virtio.ids import DeviceId
 from xenvirt.virtio.names import feature_names
@@ -20,7 +20,8 @@ T = TypeVar("T")
 
 Plan: TypeAlias = Generator[Sequence[Request[Any]], Sequence[Any], T]
 """An operation that takes several requests: it yields those that may run side by side, is sent their results,
-and returns its own. So it is written once for both kinds of link."""
+and returns its own. So it is written once for both kinds of link. The device finds the requests of one step
+together, as far as the ring has room for them."""
 
 
 class DriverCore(ABC):
@@ -120,7 +121,7 @@ class Driver(DriverCore):
     def _run_all(self, requests: Sequence[Request[Any]]) -> list[Any]:
         if len(requests) == 1:
             return [self.link.run(requests[0])]
-        pending = [self.link.submit(request) for request in requests]
+        pending = self.link.submit_all(requests)
         results: list[Any] = []
         failure: Exception | None = None
         for one in pending:
@@ -161,13 +162,25 @@ class AsyncDriver(DriverCore):
         try:
             requests = next(plan)
             while True:
-                results = await asyncio.gather(
-                    *(self.link.run(request) for request in requests), return_exceptions=True
-                )
-                for result in results:
-                    if isinstance(result, BaseException):
-                        raise result
-                requests = plan.send(results)
+                requests = plan.send(await self._run_all(requests))
         except StopIteration as end:
-            final: T = end.value
-            return final
+            result: T = end.value
+            return result
+
+    async def _run_all(self, requests: Sequence[Request[Any]]) -> list[Any]:
+        link = self.link
+        if len(requests) == 1:
+            return [await link.run(requests[0])]
+        try:
+            async with asyncio.timeout(link.timeout):
+                futures = await link.submit_all(requests)
+                results = await asyncio.gather(*futures, return_exceptions=True)
+        except TimeoutError as error:
+            raise LinkTimeoutError(
+                f"the device did not answer within {link.timeout:g} s: {requests[0].what}, "
+                f"and {len(requests) - 1} more"
+            ) from error
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return results

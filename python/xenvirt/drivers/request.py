@@ -15,9 +15,10 @@ driver needs nothing else::
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -69,6 +70,9 @@ class Request(Generic[T]):
 
 class Pending(Protocol[T_co]):
     """A request that is under way."""
+
+    callback: Callable[[Any], object] | None
+    """Called with this once the device has answered; answers come in the device's order."""
 
     @property
     def done(self) -> bool:
@@ -129,6 +133,25 @@ class Link(LinkInfo, Protocol):
         """Submits a request without waiting for the answer. Waits for room in the ring, if there is none."""
         ...
 
+    def submit_all(self, requests: Sequence[Request[T]]) -> Sequence[Pending[T]]:
+        """Submits several requests; the device finds them together, as far as the ring has room for them."""
+        ...
+
+    def attend(self, timeout: float | None) -> bool:
+        """Waits at most `timeout` seconds for something from the device; False if nothing came. Answers are
+        taken by :meth:`collect`.
+        """
+        ...
+
+    def collect(self) -> None:
+        """Takes back what the device has answered so far."""
+        ...
+
+    @property
+    def timeout(self) -> float | None:
+        """How long the device may take for an answer, in seconds; None waits for ever."""
+        ...
+
 
 class AsyncLink(LinkInfo, Protocol):
     """What a driver needs of a link of asyncio. :func:`xenvirt.connect_async` gives one."""
@@ -147,4 +170,13 @@ class AsyncLink(LinkInfo, Protocol):
 
     async def run(self, request: Request[T]) -> T:
         """As :meth:`Link.run`. Many may run at once, as tasks."""
+        ...
+
+    @property
+    def timeout(self) -> float | None:
+        """As :attr:`Link.timeout`."""
+        ...
+
+    async def submit_all(self, requests: Sequence[Request[T]]) -> list[asyncio.Future[T]]:
+        """As :meth:`Link.submit_all`; the results may take as long as they take."""
         ...

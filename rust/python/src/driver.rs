@@ -139,13 +139,14 @@ impl DriverQueue {
         self.lock(py).call_fd().as_raw_fd()
     }
 
-    /// Puts a request in the ring.
-    #[pyo3(signature = (readable = None, writable = None))]
+    /// Puts a request in the ring, and shows it to the device unless that shall come later.
+    #[pyo3(signature = (readable = None, writable = None, *, publish = true))]
     fn submit(
         &self,
         py: Python<'_>,
         readable: Option<&Bound<'_, PyAny>>,
         writable: Option<Vec<u32>>,
+        publish: bool,
     ) -> Result<u64, Error> {
         let mut buffers = Vec::new();
         if let Some(readable) = readable {
@@ -155,7 +156,17 @@ impl DriverQueue {
         }
         let sources: Vec<Source<'_>> = buffers.iter().map(BorrowedBuffer::source).collect();
         let writable = writable.unwrap_or_default();
-        self.lock(py).submit(&sources, &writable).map_err(|error| self.failed(error))
+        let mut queue = self.lock(py);
+        let token = queue.add(&sources, &writable).map_err(|error| self.failed(error))?;
+        if publish {
+            queue.publish();
+        }
+        Ok(token)
+    }
+
+    /// Shows the device what was submitted and not shown yet, and kicks it if it wants.
+    fn publish(&self, py: Python<'_>) {
+        self.lock(py).publish();
     }
 
     /// Takes back what the device has used.

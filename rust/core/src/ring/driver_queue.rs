@@ -182,9 +182,24 @@ impl DriverQueue {
         self.requests.len()
     }
 
-    /// Puts a request in the ring, and kicks the device if it wants: the bytes for it to read, and the
-    /// lengths of the buffers for it to write, which begin as [`FILL`]. Returns the token of the request.
+    /// Puts a request in the ring, and kicks the device if it wants: [`DriverQueue::add`] and
+    /// [`DriverQueue::publish`].
     pub fn submit(&mut self, readable: &[Source<'_>], writable: &[u32]) -> Result<u64, DriverError> {
+        let token = self.add(readable, writable)?;
+        self.publish();
+        Ok(token)
+    }
+
+    /// Shows the device what was added since the last time, all at once, and kicks it if it wants.
+    pub fn publish(&mut self) {
+        if self.ring.publish() {
+            self.kick.signal();
+        }
+    }
+
+    /// Puts a request in the ring without showing it to the device: the bytes for it to read, and the
+    /// lengths of the buffers for it to write, which begin as [`FILL`]. Returns the token of the request.
+    pub fn add(&mut self, readable: &[Source<'_>], writable: &[u32]) -> Result<u64, DriverError> {
         let buffers = readable.len() + writable.len();
         if buffers == 0 {
             return Err(DriverError::Empty);
@@ -212,9 +227,6 @@ impl DriverQueue {
                 let token = self.next_token;
                 self.next_token += 1;
                 self.requests.insert(head, Request { token, buffers, pieces });
-                if self.ring.publish() {
-                    self.kick.signal();
-                }
                 Ok(token)
             }
             Err(error) => {
@@ -388,6 +400,19 @@ mod tests {
                 assert_eq!(done[1], (second, vec![], 0));
                 assert_eq!((driver.pending(), queue.kept()), (0, 0));
             }
+        }
+    }
+
+    #[test]
+    fn what_is_added_is_seen_by_the_device_when_it_is_published_and_not_before() {
+        for features in all_features() {
+            let (mut driver, queue) = pair(8, features);
+            driver.add(&[(&b"first"[..]).into()], &[]).unwrap();
+            driver.add(&[(&b"second"[..]).into()], &[1]).unwrap();
+            assert!(queue.pop().unwrap().is_none());
+            driver.publish();
+            let seen = std::iter::from_fn(|| queue.pop().unwrap()).count();
+            assert_eq!(seen, 2);
         }
     }
 
