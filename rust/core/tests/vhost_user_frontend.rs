@@ -2,6 +2,8 @@
 
 use std::{
     fs::File,
+    io::Write,
+    net::Shutdown,
     os::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixStream,
@@ -11,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use proptest::{collection::vec, prelude::*, sample::Index};
 use rustix::{
     event::{EventfdFlags, eventfd},
     fs::{MemfdFlags, fstat, ftruncate, memfd_create},
@@ -413,4 +416,51 @@ fn raw_messages_reach_the_peer_as_they_are() {
             .iter()
             .any(|line| line.contains("raw: GET_QUEUE_NUM 5 bytes: 65 78 74 72 61"))
     );
+}
+
+/// What a backend answers to a negotiation and a configuration read, one reply after the other.
+fn answers() -> Vec<u8> {
+    let acked = (Frontend::PROTOCOL_FEATURES - ProtocolFeatures::XEN_MMAP).bits();
+    let number =
+        |request: u32, value: u64| [&Header::reply(request, 8).to_bytes()[..], &value.to_ne_bytes()].concat();
+    let config = [&Header::reply(24, 16).to_bytes()[..], &[0; 4], &[4, 0, 0, 0], &[0; 4], b"data"].concat();
+    let features = FEATURES | virtio_features::PROTOCOL_FEATURES;
+    [number(1, features), number(15, acked), number(17, 2), number(21, 0), number(2, 0), config].concat()
+}
+
+fn listens_to(answers: &[u8]) -> Vec<Result<(), FrontendError>> {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    theirs.write_all(answers).unwrap();
+    theirs.shutdown(Shutdown::Write).unwrap();
+    let mut frontend = Frontend::over(ours.into(), Patience::new(Duration::from_secs(20)));
+    let negotiated = frontend.negotiate(Frontend::PROTOCOL_FEATURES);
+    let settled = frontend.set_features(virtio_features::VERSION_1);
+    vec![negotiated, settled, frontend.config(0, 4).map(drop), frontend.stop_ring(0).map(drop)]
+}
+
+#[test]
+fn the_answers_of_the_next_test_are_good_ones_before_they_are_changed() {
+    let results = listens_to(&answers());
+    assert!(results[..3].iter().all(Result::is_ok), "{results:?}");
+    assert!(matches!(results[3], Err(FrontendError::Closed { .. })), "{results:?}");
+}
+
+proptest! {
+    #[test]
+    fn a_backend_that_answers_anything_gives_errors_and_nothing_worse(
+        changes in vec((any::<Index>(), any::<u8>()), 0..6),
+        cut in proptest::option::of(any::<Index>()),
+        more in vec(any::<u8>(), 0..40),
+    ) {
+        let mut bytes = answers();
+        changes.iter().for_each(|(at, value)| *at.get_mut(&mut bytes) = *value);
+        if let Some(cut) = cut {
+            bytes.truncate(cut.index(bytes.len()));
+        }
+        bytes.extend(more);
+        let results = listens_to(&bytes);
+        let late = results.iter().any(|result| matches!(result, Err(FrontendError::Timeout { .. })));
+        prop_assert!(!late, "{:?}", results);
+        prop_assert!(results[3].is_err());
+    }
 }
