@@ -128,18 +128,8 @@ def test_a_guest_in_huge_pages_reads_what_the_command_serves(
     image = new_image(tmp_path / "disk", 16 * MiB)
     image.write_bytes(bytes(range(256)) * (image.stat().st_size // 256))
     script = "await /dev/vda\nresult sum $(sha256sum /dev/vda | cut -d ' ' -f 1)\n"
-    command = [
-        sys.executable,
-        "-m",
-        "xenvirt",
-        "serve",
-        "blk",
-        str(image),
-        "--socket",
-        "{socket}",
-        "--read-only",
-    ]
-    with Daemon(*command) as backend:
+    command = Path(sys.executable).with_name("xenvirt")
+    with Daemon(command, "serve", "blk", image, "--socket", "{socket}", "--read-only") as backend:
         guest = qemu(
             script=script,
             modules=["virtio_blk"],
