@@ -2,7 +2,8 @@
 //! back what the device used. A device that breaks a rule gets a [`RingError`] too.
 //!
 //! # Safety
-//! As in `split`: the three parts were located once, for their whole length, and `parts` keeps them mapped. Each value that the device wrote is loaded once, checked, and used from the copy.
+//! As in `split`: the three parts were located once, for their whole length, and `parts` keeps them
+//! mapped. Each value that the device wrote is loaded once, checked, and used from the copy.
 #![allow(unsafe_code)]
 
 use std::{

@@ -75,15 +75,15 @@ pub enum RingError {
         /// Queue size.
         size: u16,
     },
-    /// 2.7.13.3.1: the available index only grows, by at most the queue size.
-    #[error("available index {index} is not within {size} of {next}, which is the next to be taken")]
+    /// 2.7.13.3.1: the available index only grows, and the driver has no more chains than descriptors.
+    #[error("available index {index} is not between {seen}, which it was before, and {limit}")]
     AvailableIndex {
         /// What the driver wrote.
         index: u16,
-        /// The next index that we take.
-        next: u16,
-        /// Queue size.
-        size: u16,
+        /// What it was when we last looked.
+        seen: u16,
+        /// The queue size more than what we have taken. The three wrap at 2^16.
+        limit: u16,
     },
     /// 2.7.6: an entry of the available ring is the index of a descriptor.
     #[error("chain head {head} is not below the queue size {size}")]

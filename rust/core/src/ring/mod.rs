@@ -29,6 +29,7 @@ mod test_guest;
 #[cfg(test)]
 mod tests;
 mod transfer;
+mod walk;
 
 pub use batch::{BatchError, Mask, QueueBatch};
 pub use chain::{Chain, QueueChain, Segment};

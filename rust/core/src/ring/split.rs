@@ -6,31 +6,26 @@
 //! the driver wrote is loaded once, checked, and used from the copy.
 #![allow(unsafe_code)]
 
-use std::{
-    collections::HashMap,
-    sync::atomic::{Ordering, fence},
-};
+use std::sync::atomic::{Ordering, fence};
 
 use super::{
-    access::{load_descriptor, load_u16, store_u16, store_used},
+    RingConfig, RingFeatures,
+    access::{load_u16, store_u16, store_used},
     chain::{Extent, Segment},
     error::RingError,
     in_flight::InFlight,
-    layout::{self, INDIRECT, NEXT, NO_INTERRUPT, NO_NOTIFY, WRITE},
+    layout::{self, NO_INTERRUPT, NO_NOTIFY},
     parts::{Parts, locate},
     requests::Requests,
-    {RingConfig, RingFeatures},
+    walk::Walker,
 };
-use crate::memory::{Access, GuestMemory, Lease, MemoryError, Translator};
-
-/// The most descriptors of an indirect chain, where the queue itself is smaller.
-const INDIRECT_LIMIT: u32 = 1024;
+use crate::memory::{GuestMemory, Lease};
 
 /// A running split ring. What runs was checked: there is no way to make one but [`RingConfig::activate`].
 #[derive(Debug)]
 pub struct SplitRing {
     memory: GuestMemory,
-    translator: Translator,
+    walker: Walker,
     config: RingConfig,
     features: RingFeatures,
     parts: Parts,
@@ -50,9 +45,6 @@ pub struct SplitRing {
     /// Somebody looks again and again: arming asks for nothing.
     polled: bool,
     in_flight: InFlight,
-    /// What is mapped for single chains only, by head: given back before the driver gets the chain. None
-    /// for memory that is always mapped.
-    leases: HashMap<u16, Vec<Lease>>,
 }
 
 // SAFETY: the pointers lead to shared memory that `parts` keeps mapped, and only `&mut self` stores.
@@ -72,7 +64,7 @@ impl SplitRing {
         let fresh = next == 0 && used_index == 0;
         Ok(Self {
             memory: memory.clone(),
-            translator: memory.translator(),
+            walker: Walker::new(memory, config.features, parts.descriptors, size),
             config: *config,
             features: config.features,
             parts,
@@ -85,14 +77,13 @@ impl SplitRing {
             armed: None,
             polled: false,
             in_flight: InFlight::new(size, next),
-            leases: HashMap::new(),
         })
     }
 
     /// The memory table changed: translates everything again. What was taken stays as it is.
     pub(super) fn update_memory(&mut self, memory: &GuestMemory) -> Result<(), RingError> {
         self.parts = locate(&self.config, memory)?;
-        self.translator = memory.translator();
+        self.walker.move_to(memory, self.parts.descriptors);
         self.memory = memory.clone();
         Ok(())
     }
@@ -116,20 +107,12 @@ impl SplitRing {
 
     pub(super) fn abandon(&mut self, head: u16) {
         self.in_flight.abandon(head);
-        self.let_go(head);
+        self.walker.let_go(head);
     }
 
     /// What is mapped for this chain alone, to be kept longer.
     pub(super) fn leases(&self, head: u16) -> &[Lease] {
-        self.leases.get(&head).map_or(&[], Vec::as_slice)
-    }
-
-    /// Unmaps what was mapped for this chain alone, unless somebody keeps it longer.
-    #[inline(always)]
-    fn let_go(&mut self, head: u16) {
-        if !self.leases.is_empty() {
-            self.leases.remove(&head);
-        }
+        self.walker.leases(head)
     }
 
     /// Where another device would have to go on; see [`InFlight::rewind`].
@@ -159,8 +142,9 @@ impl SplitRing {
             return Err(RingError::MemoryFault);
         }
         let waiting = index.wrapping_sub(self.next_available);
-        if waiting > self.size {
-            return Err(RingError::AvailableIndex { index, next: self.next_available, size: self.size });
+        if waiting > self.size || waiting < self.available_seen.wrapping_sub(self.next_available) {
+            let limit = self.next_available.wrapping_add(self.size);
+            return Err(RingError::AvailableIndex { index, seen: self.available_seen, limit });
         }
         if self.available_seen != index {
             self.available_seen = index;
@@ -186,16 +170,16 @@ impl SplitRing {
         if self.in_flight.has(head) {
             return Err(RingError::HeadInFlight { head });
         }
-        match self.walk(head, segments) {
+        match self.walker.walk(head, segments) {
             Ok(_) if self.memory.poisoned() => {
                 segments.truncate(first);
-                self.let_go(head);
+                self.walker.let_go(head);
                 Err(RingError::MemoryFault)
             }
             Ok(extent) => Ok(Some(extent)),
             Err(error) => {
                 segments.truncate(first);
-                self.let_go(head);
+                self.walker.let_go(head);
                 Err(error)
             }
         }
@@ -230,148 +214,6 @@ impl SplitRing {
         self.next_available = self.next_available.wrapping_add(1);
     }
 
-    /// Follows the descriptors of a chain, checks and translates each.
-    #[inline(always)]
-    fn walk(&mut self, head: u16, segments: &mut Vec<Segment>) -> Result<Extent, RingError> {
-        let first = segments.len();
-        let mut table = self.parts.descriptors.cast_const();
-        let mut entries = u32::from(self.size);
-        let mut limit = entries;
-        let mut left = entries;
-        let mut indirect = false;
-        let mut index = head;
-        let mut bytes = 0u64;
-        let (mut readable, mut readable_segments) = (0u64, 0);
-        let mut writable_seen = false;
-        loop {
-            if left == 0 || bytes > 1 << 32 {
-                return Err(too_long(head, limit, bytes));
-            }
-            left -= 1;
-            // SAFETY: index < entries, and the table was translated for all of them.
-            let descriptor =
-                unsafe { load_descriptor(table.wrapping_add(usize::from(index) * layout::DESCRIPTOR)) };
-            let flags = descriptor.flags;
-            if flags & INDIRECT != 0 {
-                if indirect || flags & NEXT != 0 || !self.features.indirect {
-                    return Err(self.bad_indirect(head, index, indirect));
-                }
-                let len = descriptor.len;
-                if len == 0 || !len.is_multiple_of(layout::DESCRIPTOR as u32) {
-                    return Err(RingError::IndirectLength { head, len });
-                }
-                let address = descriptor.address;
-                table = match self.translator.translate(address, len.into(), Access::Read) {
-                    Some(base) => base.as_ptr(),
-                    None => self.lease_table(head, address, len)?,
-                };
-                entries = len / layout::DESCRIPTOR as u32;
-                limit = entries.min(INDIRECT_LIMIT.max(self.size.into()));
-                left = limit;
-                indirect = true;
-                index = 0;
-                continue;
-            }
-            let (address, len) = (descriptor.address, descriptor.len);
-            bytes += u64::from(len);
-            let writable = flags & WRITE != 0;
-            if !writable && writable_seen {
-                return Err(RingError::ReadableAfterWritable { head, descriptor: index });
-            }
-            if len != 0 {
-                let access = if writable { Access::Write } else { Access::Read };
-                match self.translator.translate(address, len.into(), access) {
-                    Some(base) => segments.push(Segment { base: base.as_ptr(), len, writable }),
-                    None => self.pieces(head, address, len, writable, segments)?,
-                }
-            }
-            if writable {
-                writable_seen = true;
-            } else {
-                readable = bytes;
-                readable_segments = segments.len() - first;
-            }
-            if flags & NEXT == 0 {
-                break;
-            }
-            let next = descriptor.next;
-            if u32::from(next) >= entries {
-                return Err(RingError::NextIndex { head, next, entries });
-            }
-            if self.features.in_order && !indirect {
-                let expected = index.wrapping_add(1) & (self.size - 1);
-                if next != expected {
-                    return Err(RingError::InOrderNext { descriptor: index, next, expected });
-                }
-            }
-            index = next;
-        }
-        if bytes > 1 << 32 {
-            return Err(too_long(head, limit, bytes));
-        }
-        Ok(Extent {
-            head,
-            readable_segments: readable_segments as u32,
-            segments: (segments.len() - first) as u32,
-            readable,
-            writable: bytes - readable,
-        })
-    }
-
-    #[cold]
-    fn bad_indirect(&self, head: u16, descriptor: u16, indirect: bool) -> RingError {
-        if !self.features.indirect {
-            RingError::IndirectNotNegotiated { head, descriptor }
-        } else if indirect {
-            RingError::IndirectNested { head, descriptor }
-        } else {
-            RingError::IndirectWithNext { head, descriptor }
-        }
-    }
-
-    /// A buffer that does not lie in one region, or in one that is mapped only on demand.
-    #[cold]
-    fn pieces(
-        &mut self,
-        head: u16,
-        address: u64,
-        len: u32,
-        writable: bool,
-        segments: &mut Vec<Segment>,
-    ) -> Result<(), RingError> {
-        let access = if writable { Access::Write } else { Access::Read };
-        let mut leases = Vec::new();
-        let reached = self.memory.reach(address, len.into(), access, &mut leases, |base, len| {
-            // A piece is not longer than the buffer.
-            segments.push(Segment { base: base.as_ptr(), len: len as u32, writable });
-        });
-        reached.map_err(|error| match error {
-            MemoryError::ReadOnly { .. } => RingError::BufferReadOnly { head, address, len },
-            _ => RingError::BufferAddress { head, address, len },
-        })?;
-        self.keep(head, leases);
-        Ok(())
-    }
-
-    /// An indirect table in memory that is mapped only on demand. Like the ring's own parts it lies in one
-    /// region.
-    #[cold]
-    fn lease_table(&mut self, head: u16, address: u64, len: u32) -> Result<*mut u8, RingError> {
-        let lease = self.memory.lease(address, len.into(), Access::Read).map_err(|error| match error {
-            MemoryError::Fault { .. } => RingError::MemoryFault,
-            _ => RingError::IndirectAddress { head, address, len },
-        })?;
-        let base = lease.base().as_ptr();
-        self.keep(head, vec![lease]);
-        Ok(base)
-    }
-
-    fn keep(&mut self, head: u16, mut leases: Vec<Lease>) {
-        if !leases.is_empty() {
-            self.leases.entry(head).or_default().append(&mut leases);
-        }
-    }
-
     /// Writes a used entry, or holds it back until its turn. False when the chain is not kept (any more).
     #[inline(always)]
     pub(super) fn put(&mut self, head: u16, written: u32) -> bool {
@@ -381,7 +223,7 @@ impl SplitRing {
         if !self.in_flight.complete(head) {
             return false;
         }
-        self.let_go(head);
+        self.walker.let_go(head);
         self.write_used(head, written);
         true
     }
@@ -391,7 +233,7 @@ impl SplitRing {
         if !self.in_flight.hold(head, written) {
             return false;
         }
-        self.let_go(head);
+        self.walker.let_go(head);
         while let Some((head, written)) = self.in_flight.release() {
             self.write_used(head, written);
         }
@@ -488,14 +330,5 @@ impl SplitRing {
             self.armed = Some(seen);
         }
         Ok(self.available_seen != seen)
-    }
-}
-
-#[cold]
-fn too_long(head: u16, limit: u32, bytes: u64) -> RingError {
-    if bytes > 1 << 32 {
-        RingError::ChainBytes { head, bytes }
-    } else {
-        RingError::ChainLength { head, limit }
     }
 }

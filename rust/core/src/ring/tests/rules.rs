@@ -145,11 +145,24 @@ fn broken() -> Vec<(RingError, RingError)> {
         ),
         (
             pop(PLAIN, |guest| guest.word(AVAILABLE + 2).store(9, Ordering::Release)),
-            RingError::AvailableIndex { index: 9, next: 0, size: 8 },
+            RingError::AvailableIndex { index: 9, seen: 0, limit: 8 },
         ),
         (
             pop(PLAIN, |guest| guest.word(AVAILABLE + 2).store(u16::MAX, Ordering::Release)),
-            RingError::AvailableIndex { index: u16::MAX, next: 0, size: 8 },
+            RingError::AvailableIndex { index: u16::MAX, seen: 0, limit: 8 },
+        ),
+        (
+            {
+                let (mut guest, queue) = started(PLAIN);
+                (0..3).for_each(|head| guest.chain(head, &[(DATA, 4, 0)]));
+                let kept = queue.pop().unwrap().unwrap();
+                guest.word(AVAILABLE + 2).store(2, Ordering::Release);
+                queue.kicked();
+                let error = queue.pop().unwrap_err();
+                drop(kept);
+                error
+            },
+            RingError::AvailableIndex { index: 2, seen: 3, limit: 9 },
         ),
         (pop(PLAIN, |guest| guest.publish(8)), RingError::HeadIndex { head: 8, size: 8 }),
         (
@@ -349,6 +362,23 @@ fn an_indirect_table_may_be_of_any_length_and_lie_anywhere() {
     let mut bytes = [0; 11];
     chain.read(&mut bytes).unwrap();
     assert_eq!(&bytes, b"hello world");
+}
+
+#[test]
+fn an_indirect_table_may_cross_regions_that_touch() {
+    let (mut guest, queue) = started(INDIRECT_ONLY);
+    let mut table = Vec::new();
+    for (index, flags) in [(0u16, NEXT), (1, NEXT | WRITE), (2, WRITE)] {
+        table.extend((DATA + 8 * u64::from(index)).to_le_bytes());
+        table.extend(8u32.to_le_bytes());
+        table.extend(flags.to_le_bytes());
+        table.extend((index + 1).to_le_bytes());
+    }
+    guest.put(SEAM - 20, &table[..20]);
+    guest.put(SEAM, &table[20..]);
+    guest.chain(0, &[(SEAM - 20, 48, INDIRECT)]);
+    let chain = queue.pop().unwrap().unwrap();
+    assert_eq!((chain.readable(), chain.writable()), (8, 16));
 }
 
 #[test]
