@@ -17,7 +17,7 @@ from xenvirt.cli import main
 from xenvirt.drivers import BlockDriver, EntropyDriver
 from xenvirt.errors import RequestFailedError
 
-XENVIRT = (sys.executable, "-m", "xenvirt.cli")
+XENVIRT = (sys.executable, "-m", "xenvirt")
 
 
 def xenvirt(*args: str) -> Daemon:

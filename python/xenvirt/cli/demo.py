@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         image = Path(folder) / "disk.raw"
         with image.open("wb") as file:
             file.truncate(arguments.size << 20)
-        serve = ("-m", "xenvirt.cli", "serve", "blk", str(image), "--socket={socket}", "--queues=2")
+        serve = ("-m", "xenvirt", "serve", "blk", str(image), "--socket={socket}", "--queues=2")
         with (
             Daemon(sys.executable, *serve) as daemon,
             connect(daemon.socket) as link,
