@@ -7,6 +7,7 @@ mod endpoint;
 mod errors;
 mod file;
 mod frontend;
+mod frontend_values;
 mod memory;
 mod queue;
 
@@ -19,7 +20,8 @@ mod _native {
         buffer::MemoryView,
         driver::DriverQueue,
         endpoint::{Endpoint, Event, QueueWorker},
-        frontend::{Frontend, RawMessage, SharedRegion},
+        frontend::Frontend,
+        frontend_values::{RawMessage, SharedRegion},
         memory::{FileRegion, GuestMemory},
         queue::{Chain, VirtQueue},
     };
