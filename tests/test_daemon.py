@@ -74,9 +74,7 @@ def test_placeholders_are_replaced_literally_and_other_braces_left_alone() -> No
     )
     with python(code, "{socket}", '{"a": {}, "b": "{dir}"}', env={"WHERE": "{socket}!"}) as daemon:
         expected = f'{{"a": {{}}, "b": "{daemon.dir}"}} {daemon.socket}!'
-        while expected not in daemon.output():
-            assert daemon._process is not None
-            assert daemon._process.poll() is None, daemon.output()
+        daemon.wait_for_output(re.escape(expected))
 
 
 def test_a_suffix_is_part_of_the_socket() -> None:
@@ -88,12 +86,12 @@ def test_a_suffix_is_part_of_the_socket() -> None:
 
 def test_a_suffix_that_was_forgotten_is_suggested() -> None:
     code = "import sys; sys.argv[1] += '0'" + LISTEN + "import time; time.sleep(60)"
-    with pytest.raises(DaemonError, match=r"did not open its socket .* within 0.5 s.*say socket_suffix='0'"):
-        python(code, timeout=0.5).__enter__()
+    with pytest.raises(DaemonError, match=r"did not open its socket .* within 2.0 s.*say socket_suffix='0'"):
+        python(code, timeout=2.0).__enter__()
 
 
 def test_a_daemon_that_never_opens_its_socket_is_ended_with_its_output_shown() -> None:
-    daemon = python("print('waiting for Godot', flush=True); import time; time.sleep(60)", timeout=0.5)
+    daemon = python("print('waiting for Godot', flush=True); import time; time.sleep(60)", timeout=2.0)
     with pytest.raises(
         DaemonError, match=r"(?s)No other socket appeared.*It printed:\n    waiting for Godot"
     ) as caught:
@@ -164,7 +162,7 @@ def test_a_daemon_that_ignores_sigterm_and_its_children_are_killed(monkeypatch: 
     )
     with python(code) as daemon:
         pid = daemon.pid
-        child = int(daemon.output().split()[1])
+        child = int(daemon.wait_for_output(r"child (\d+)\n")[1])
     assert gone(pid)
     assert gone(child)
 
@@ -178,7 +176,7 @@ def test_a_child_that_outlives_its_daemon_is_ended_too() -> None:
     with python(code) as daemon, socket.socket(socket.AF_UNIX) as client:
         client.connect(daemon.socket)
         assert daemon.wait() == 0
-        child = int(daemon.output().split()[1])
+        child = int(daemon.wait_for_output(r"child (\d+)\n")[1])
     assert gone(child)
 
 
@@ -222,6 +220,18 @@ def test_a_death_that_was_waited_for_is_none() -> None:
         assert daemon.wait(10) == 3
 
 
+def test_output_is_waited_for() -> None:
+    code = LISTEN + "import time; time.sleep(0.05); print('port', 4711, flush=True); listener.accept()"
+    with python(code) as daemon:
+        assert daemon.wait_for_output(r"^port (\d+)$")[1] == "4711"
+        with pytest.raises(DaemonError, match=r"python.* did not print 'never' within 0.05 s. It printed:"):
+            daemon.wait_for_output("never", 0.05)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(daemon.socket)
+            with pytest.raises(DaemonError, match=r"ended with status 0 and did not print 'never'"):
+                daemon.wait_for_output("never")
+
+
 def test_waiting_has_an_end() -> None:
     with (
         python(LISTEN + "import time; time.sleep(60)") as daemon,
@@ -238,6 +248,7 @@ def test_the_same_object_starts_a_fresh_daemon_each_time() -> None:
             daemon.__enter__()
     with daemon:
         assert daemon.pid != first
+        daemon.wait_for_output("listening\n")
         assert daemon.output() == "listening\n"
 
 

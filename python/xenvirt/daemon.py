@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
+import re
 import shutil
 import signal
-import stat
 import subprocess
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from ._output import Output
+from ._processes import ending, is_socket, unix_sockets, wait_for_group, wait_without_collecting
 from .errors import DaemonError
-
-KEPT_OUTPUT = 1 << 20
-"""How many bytes of a daemon's output are kept; older ones are dropped."""
 
 SHOWN_LINES = 20
 """How many lines of it a message ends with."""
@@ -85,7 +82,7 @@ class Daemon:
         self._env = dict(env or {})
         self._timeout = timeout
         self._process: subprocess.Popen[bytes] | None = None
-        self._output = _Output()
+        self._output = Output()
         self._dir: Path | None = None
         self._expected = False
         if not any("{socket}" in text or "{dir}" in text for text in (*self._args, *self._env.values())):
@@ -127,6 +124,29 @@ class Daemon:
         """What it has printed so far, standard output and error together; the last MiB of it."""
         return self._output.text()
 
+    def wait_for_output(self, pattern: str, timeout: float = 10.0) -> re.Match[str]:
+        """Waits until the daemon has printed something.
+
+        Args:
+            pattern: a regular expression, searched in all of its output so far.
+            timeout: in seconds.
+
+        Raises:
+            DaemonError: the daemon ended, or the time did, and nothing matches.
+        """
+        deadline = time.monotonic() + timeout
+        expression = re.compile(pattern, re.MULTILINE)
+        while (match := self._output.search(expression, min(deadline - time.monotonic(), 0.1))) is None:
+            status = self._running().poll()
+            if status is not None:
+                self._output.drain()
+                if match := expression.search(self._output.text()):
+                    break
+                raise self._error(f"{self._name} {ending(status)} and did not print {pattern!r}.", status)
+            if time.monotonic() > deadline:
+                raise self._error(f"{self._name} did not print {pattern!r} within {timeout} s.")
+        return match
+
     def wait(self, timeout: float | None = 10.0) -> int:
         """Waits until the daemon ends of itself, and takes that as expected.
 
@@ -158,7 +178,7 @@ class Daemon:
         if self._process is not None:
             raise RuntimeError(f"{self!r} runs already; make another Daemon for a second one")
         self._expected = False
-        self._output = _Output()
+        self._output = Output()
         try:
             self._start()
             self._wait_for_socket()
@@ -174,12 +194,12 @@ class Daemon:
             status = self._running().poll()
             self._end()
             if status not in (None, 0) and not self._expected:
-                raise self._error(f"{self._name} {_ending(status)} while it was in use.", status)
+                raise self._error(f"{self._name} {ending(status)} while it was in use.", status)
             return
         # Who notices first that a daemon dies is often its client; its last words may still be on their way.
         status = self._poll(0.2 if isinstance(error, ConnectionError) else 0.0)
         self._end()
-        state = "was still running" if status is None else _ending(status)
+        state = "was still running" if status is None else ending(status)
         error.add_note(f"{self._name} {state}.{self._said()}")
 
     def _start(self) -> None:
@@ -214,9 +234,9 @@ class Daemon:
                 if status == 0:
                     hint = " If it went to the background: tell it to stay in the foreground."
                 raise self._error(
-                    f"{self._name} {_ending(status)} before it opened its socket {path}.{hint}", status
+                    f"{self._name} {ending(status)} before it opened its socket {path}.{hint}", status
                 )
-            if _is_socket(path):
+            if is_socket(path):
                 listening = self._listens(path)
                 seen_at = seen_at or time.monotonic()
                 # None: it is of another network namespace, where we cannot see it; listen() follows bind() at
@@ -237,9 +257,10 @@ class Daemon:
                 self._signal_group(process.pid, signal.SIGTERM)
                 # Not collected yet, so that its id, which is that of the group too, cannot go to another
                 # process.
-                _wait_without_collecting(process.pid, GRACE_SECONDS)
+                wait_without_collecting(process.pid, GRACE_SECONDS)
             self._signal_group(process.pid, signal.SIGKILL)
             process.wait()
+            wait_for_group(process.pid, GRACE_SECONDS)
         self._output.drain()
         self._output.close()
         directory, self._dir = self._dir, None
@@ -282,7 +303,7 @@ class Daemon:
     def _listens(self, path: Path) -> bool | None:
         """Does a socket listen at `path`? None: no socket of that name can be seen."""
         found = None
-        for flags, name in _unix_sockets():
+        for flags, name in unix_sockets():
             place = Path(name)
             if not place.is_absolute() and place.name == path.name:
                 with contextlib.suppress(OSError):
@@ -295,7 +316,7 @@ class Daemon:
 
     def _other_sockets(self, path: Path) -> str:
         others = sorted(
-            entry for entry in self._running_dir().iterdir() if entry != path and _is_socket(entry)
+            entry for entry in self._running_dir().iterdir() if entry != path and is_socket(entry)
         )
         if not others:
             return " No other socket appeared in its directory either: do the arguments tell it the path?"
@@ -327,66 +348,6 @@ class Daemon:
         return DaemonError(message + self._said(), self._output.text(), status)
 
 
-class _Output:
-    """Reads what a process and its children print, on a thread, until nobody can print any more or it is
-    closed.
-    """
-
-    def __init__(self) -> None:
-        self._kept = bytearray()
-        self._lock = threading.Lock()
-        self._ended = threading.Event()
-        self._read = self._write = self._stop = -1
-        self._thread: threading.Thread | None = None
-
-    def open(self) -> int:
-        """Begins; gives the descriptor to print to."""
-        self._read, self._write = os.pipe()
-        self._stop = os.eventfd(0)
-        self._thread = threading.Thread(target=self._collect, name="daemon output", daemon=True)
-        self._thread.start()
-        return self._write
-
-    def close_write_end(self) -> None:
-        """The process has its own by now."""
-        os.close(self._write)
-
-    def text(self) -> str:
-        with self._lock:
-            return self._kept.decode("utf-8", "replace")
-
-    def drain(self) -> None:
-        """Waits a moment for what is still in the pipe: to its end, if all who could print have ended."""
-        if self._thread is not None:
-            self._ended.wait(0.2)
-
-    def close(self) -> None:
-        if self._thread is None:
-            return
-        os.eventfd_write(self._stop, 1)
-        self._thread.join()
-        self._thread = None
-        os.close(self._read)
-        os.close(self._stop)
-
-    def _collect(self) -> None:
-        poller = select.poll()
-        poller.register(self._read, select.POLLIN)
-        poller.register(self._stop, select.POLLIN)
-        while True:
-            ready = {fd for fd, _ in poller.poll()}
-            if self._read in ready:
-                data = os.read(self._read, 65536)
-                if not data:
-                    break
-                with self._lock:
-                    self._kept += data
-                    del self._kept[:-KEPT_OUTPUT]
-            elif self._stop in ready:
-                break
-        self._ended.set()
-
-
 def _private_directory(suffix_length: int) -> Path:
     """A directory of our own, short enough for a socket's path: /tmp where the usual one is too long."""
     for base in (None, "/tmp"):  # noqa: S108 - the directory in it is private
@@ -397,42 +358,3 @@ def _private_directory(suffix_length: int) -> Path:
     raise DaemonError(
         f"a socket's path has at most {LONGEST_SOCKET_PATH} bytes, and socket_suffix is too long for that"
     )
-
-
-def _is_socket(path: Path) -> bool:
-    try:
-        return stat.S_ISSOCK(path.stat().st_mode)
-    except OSError:
-        return False
-
-
-def _unix_sockets() -> Iterator[tuple[int, str]]:
-    """Flags and name of each named unix socket that we can see."""
-    try:
-        lines = Path("/proc/net/unix").read_text(errors="surrogateescape").splitlines()[1:]
-    except OSError:
-        return
-    for line in lines:
-        # Num RefCount Protocol Flags Type St Inode Path
-        columns = line.split(maxsplit=7)
-        if len(columns) == 8:
-            yield int(columns[3], 16), columns[7]
-
-
-def _wait_without_collecting(pid: int, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while (
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None and time.monotonic() < deadline
-    ):
-        time.sleep(_TICK_SECONDS / 5)
-
-
-def _ending(status: int | None) -> str:
-    if status is None:
-        return "ended"
-    if status >= 0:
-        return f"ended with status {status}"
-    try:
-        return f"was killed by {signal.Signals(-status).name}"
-    except ValueError:
-        return f"was killed by signal {-status}"
