@@ -99,6 +99,11 @@ class AsyncLink:
         """As :attr:`Link.timeout`."""
         return self.link.timeout
 
+    @property
+    def config_changes(self) -> int:
+        """How often the device said that its config space changed, since the link was made."""
+        return self.link.config_changes
+
     async def start(self, features: int, queue_sizes: Sequence[int]) -> None:
         """As :meth:`Link.start`."""
         await self._call(lambda: self.link.start(features, queue_sizes))

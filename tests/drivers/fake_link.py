@@ -67,6 +67,7 @@ class FakeLink:
     waiting: list[FakePending[Any]] = field(default_factory=list)
     most_waiting: int = 0
     later: list[Callable[[], object]] = field(default_factory=list)
+    config_changes: int = 0
 
     def start(self, features: int, queue_sizes: Sequence[int]) -> None:
         self.features = features & self.offered_features
@@ -97,6 +98,10 @@ class FakeLink:
 
     def submit_all(self, requests: Sequence[Request[T]]) -> list[FakePending[T]]:
         return [self.submit(request) for request in requests]
+
+    def wait_for(self, done: Callable[[], bool], what: str) -> None:
+        if not done():
+            raise LinkTimeoutError(what)
 
     def attend(self, timeout: float | None) -> bool:  # noqa: ARG002 - nothing happens here that takes time
         if not self.later:
@@ -130,6 +135,10 @@ class FakeAsyncLink:
     @property
     def timeout(self) -> float | None:
         return self.link.timeout
+
+    @property
+    def config_changes(self) -> int:
+        return self.link.config_changes
 
     async def start(self, features: int, queue_sizes: Sequence[int]) -> None:
         self.link.start(features, queue_sizes)

@@ -1,9 +1,12 @@
 """Typed drivers: the other end of a device. They speak through what :func:`xenvirt.connect` gives."""
 
 from .block import AsyncBlockDriver, BlockDriver
+from .console import AsyncConsoleDriver, ConsoleDriver
+from .console_protocol import ConsolePort
 from .driver import AsyncDriver, Driver, Plan
 from .entropy import AsyncEntropyDriver, EntropyDriver
 from .i2c import AsyncI2cDriver, I2cDriver
+from .receiver import AsyncReceiver, Receiver
 from .request import Answer, AsyncLink, Link, Pending, Request
 from .scsi import AsyncScsiDriver, ScsiDriver
 from .spi import AsyncSpiDriver, SpiDriver
@@ -11,19 +14,24 @@ from .spi import AsyncSpiDriver, SpiDriver
 __all__ = [
     "Answer",
     "AsyncBlockDriver",
+    "AsyncConsoleDriver",
     "AsyncDriver",
     "AsyncEntropyDriver",
     "AsyncI2cDriver",
     "AsyncLink",
+    "AsyncReceiver",
     "AsyncScsiDriver",
     "AsyncSpiDriver",
     "BlockDriver",
+    "ConsoleDriver",
+    "ConsolePort",
     "Driver",
     "EntropyDriver",
     "I2cDriver",
     "Link",
     "Pending",
     "Plan",
+    "Receiver",
     "Request",
     "ScsiDriver",
     "SpiDriver",

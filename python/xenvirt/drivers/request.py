@@ -107,6 +107,11 @@ class LinkInfo(Protocol):
         """How many queues the device has."""
         ...
 
+    @property
+    def config_changes(self) -> int:
+        """How often the device said that its configuration space changed, since the link was made."""
+        ...
+
 
 class Link(LinkInfo, Protocol):
     """What a driver needs of a link that blocks. :func:`xenvirt.connect` gives one."""
@@ -135,6 +140,14 @@ class Link(LinkInfo, Protocol):
 
     def submit_all(self, requests: Sequence[Request[T]]) -> Sequence[Pending[T]]:
         """Submits several requests; the device finds them together, as far as the ring has room for them."""
+        ...
+
+    def wait_for(self, done: Callable[[], bool], what: str) -> None:
+        """Deals with what comes from the device until `done()`; `what` is for the error message.
+
+        Raises:
+            LinkTimeoutError: it took longer than the link's timeout.
+        """
         ...
 
     def attend(self, timeout: float | None) -> bool:
