@@ -1,0 +1,62 @@
+"""What the README and the docs show is run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import xenvirt
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(name: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", (ROOT / name).read_text(), re.DOTALL | re.MULTILINE)
+
+
+def run(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Runs all blocks of a page in one namespace, but for what would serve until Ctrl-C or needs a peer."""
+    served: list[xenvirt.Device] = []
+    monkeypatch.setattr(xenvirt, "serve", lambda device, _transport: served.append(device))
+    monkeypatch.setattr("sys.argv", ["device.py", "device.sock"])
+    names: dict[str, Any] = {"served": served}
+    for block in blocks(name):
+        if "with Daemon(" in block and "def " not in block:
+            compile(block, name, "exec")
+        else:
+            exec(compile(block, name, "exec"), names)  # noqa: S102 - it is our own page
+    return names
+
+
+def test_the_readme(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = run("README.md", monkeypatch)
+    assert [type(device).__name__ for device in names["served"]] == ["Entropy"]
+
+
+def test_the_page_on_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = run("docs/devices.md", monkeypatch)
+    names["serve_two"](str(tmp_path / "first"), str(tmp_path / "second"))
+
+
+def test_the_page_on_drivers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = run("docs/drivers.md", monkeypatch)
+    image = tmp_path / "image"
+    image.write_bytes(bytes(1 << 20))
+    socket = str(tmp_path / "socket")
+    assert names["copy_through"](image, socket)[:5] == b"hello"
+    with xenvirt.Server() as server:
+        server.add(xenvirt.devices.BlockDevice(image), xenvirt.VhostUserSocket(socket))
+        log = names["refuses_a_short_message"](socket)
+    assert any("SET_VRING_NUM" in line for line in log)
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
+)
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text()
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert ((ROOT / page).parent / link).exists(), link
