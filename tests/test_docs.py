@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import xenvirt
+from xenvirt.devices import BlockDevice
 
 ROOT = Path(__file__).parents[1]
 
@@ -47,8 +48,8 @@ def test_the_page_on_drivers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     image.write_bytes(bytes(1 << 20))
     socket = str(tmp_path / "socket")
     assert names["copy_through"](image, socket)[:5] == b"hello"
-    with xenvirt.Server() as server:
-        server.add(xenvirt.devices.BlockDevice(image), xenvirt.VhostUserSocket(socket))
+    with BlockDevice(image) as disk, xenvirt.Server() as server:
+        server.add(disk, xenvirt.VhostUserSocket(socket))
         log = names["refuses_a_short_message"](socket)
     assert any("SET_VRING_NUM" in line for line in log)
 
