@@ -120,7 +120,11 @@ class Server:
             raise ValueError("this server was stopped; make a new one")
         endpoint = make_endpoint(device, poll=poll)
         service = Service(device, endpoint, f"{type(device).__name__} at {transport!r}")
-        _open(transport, endpoint)
+        try:
+            _open(transport, endpoint)
+        except BaseException:
+            service.close()
+            raise
         workers = (
             [endpoint.worker(queue.index) for queue in endpoint.queues] if device.thread_per_queue else []
         )

@@ -105,10 +105,13 @@ def test_a_stale_socket_is_replaced(server: Server, path: str) -> None:
 
 def test_a_socket_that_is_served_already_is_left_alone(server: Server, path: str) -> None:
     server.add(Echo(), VhostUserSocket(path))
+    device = Echo()
     with pytest.raises(OSError, match="somebody listens there"):
-        server.add(Echo(), VhostUserSocket(path))
-    with started(path) as link:
-        assert echo(link) == b"hello"
+        server.add(device, VhostUserSocket(path))
+    server.add(device, VhostUserSocket(path + "2"))  # it is free to be served elsewhere
+    for each in (path, path + "2"):
+        with started(each) as link:
+            assert echo(link) == b"hello"
 
 
 def test_a_file_in_the_way_is_left_alone(server: Server, path: str) -> None:
