@@ -1,6 +1,5 @@
-"""The peers as fixtures. A missing one is a failure where CI is set, and elsewhere a skip that says why."""
+"""The peers as fixtures; a test whose peer is missing is skipped."""
 
-import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -20,13 +19,9 @@ from .hardware import Answer, Hardware, compile_shim, refuse
 
 
 def need(present: object, what: str) -> None:
-    """Ends the test here if a peer is not on this machine."""
-    if present:
-        return
-    reason = f"no {what} here (scripts/test installs what it can)"
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
+    """Skips the test if a peer is not on this machine; in CI that fails, see tests/conftest.py."""
+    if not present:
+        pytest.skip(f"no {what} here (scripts/test installs what it can)")
 
 
 @pytest.fixture

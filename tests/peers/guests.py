@@ -7,7 +7,7 @@ import subprocess
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +45,16 @@ class Outcome:
     def features(self, key: str) -> int:
         """A line of /sys/bus/virtio/devices/*/features as a number: it has bit 0 first."""
         return int(self.one(key)[::-1], 2)
+
+
+def alive_in_session(session: int) -> Iterator[str]:
+    """The processes of a session, but for those that are dead and wait to be reaped."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            # proc(5): the name, which may hold anything, then state, parent, group, session.
+            state, _, _, its_session, *_ = (process / "stat").read_text().rpartition(")")[2].split()
+            if state != "Z" and int(its_session) == session:
+                yield process.name
 
 
 class Running:
@@ -106,6 +116,8 @@ class Running:
             os.killpg(self.process_group, signal.SIGKILL)
         self._process.wait()
         self._reader.join()
+        while any(alive_in_session(self.process_group)):  # UML's others die a moment later
+            time.sleep(0.01)
 
     def __enter__(self) -> Self:
         return self

@@ -1,7 +1,6 @@
 """The rig itself, with qemu-storage-daemon as the backend: what fails here is no fault of xenvirt."""
 
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ import pytest
 from xenvirt import Daemon
 
 from .dpdk import Testpmd
-from .guests import GuestError, QemuGuest, UmlGuest
+from .guests import GuestError, QemuGuest, UmlGuest, alive_in_session
 
 MiB = 1 << 20
 
@@ -74,13 +73,3 @@ def test_testpmd_sends_packets_to_testpmd(testpmd: Callable[..., Testpmd], tmp_p
             sent = driver.send(100_000)
             burst = 32  # the last one may stay in the ring
             assert sent - burst <= device.settled("RX") <= sent
-
-
-def alive_in_session(session: int) -> Iterator[str]:
-    """The processes of a session, but for those that are dead and wait to be reaped."""
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(FileNotFoundError, ProcessLookupError):
-            # proc(5): the name, which may hold anything, then state, parent, group, session.
-            state, _, _, its_session, *_ = (process / "stat").read_text().rpartition(")")[2].split()
-            if state != "Z" and int(its_session) == session:
-                yield process.name
