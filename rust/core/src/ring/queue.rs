@@ -159,7 +159,8 @@ impl VirtQueue {
         }
     }
 
-    /// Checks the ring and starts it. Chains of an earlier ring become stale.
+    /// Checks the ring and starts it; kicks are asked for. Look at it then, as after a kick: what is in it
+    /// already is kicked for no more. Chains of an earlier ring become stale.
     pub fn start(&self, config: &RingConfig, memory: &GuestMemory) -> Result<(), RingError> {
         let mut inner = self.lock();
         if config.size > self.max_size {
@@ -170,6 +171,9 @@ impl VirtQueue {
         self.advance();
         let Ring::Split(split) = &mut ring;
         split.set_polled(inner.polled);
+        // Whoever served the ring before may have asked for no kicks. What is wrong with the ring is told
+        // when a chain is taken.
+        let _ = split.arm();
         let resumed = split.resumed();
         inner.ring = Some(ring);
         inner.failed = None;

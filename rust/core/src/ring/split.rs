@@ -300,7 +300,10 @@ impl SplitRing {
     /// See [`VirtQueue::set_polled`](super::VirtQueue::set_polled).
     pub(super) fn set_polled(&mut self, polled: bool) {
         self.polled = polled;
-        self.disarm();
+        self.armed = None;
+        if polled {
+            self.disarm();
+        }
     }
 
     /// Asks the driver to notify us of whatever it adds after what we have seen. Returns true when it

@@ -100,6 +100,32 @@ fn kicks_are_unwanted_while_the_device_looks_and_wanted_afterwards() {
 }
 
 #[test]
+fn a_ring_that_starts_asks_for_kicks_whatever_was_asked_before() {
+    let guest = TestGuest::new(8, RingFeatures::default());
+    guest.word(USED).store(1, Ordering::Release);
+    let queue = Arc::new(VirtQueue::new(0, 256));
+    queue.start(&guest.config, &guest.memory).unwrap();
+    assert_eq!(guest.word(USED).load(Ordering::Acquire), 0);
+}
+
+#[test]
+fn a_polled_ring_asks_for_no_kicks_until_it_sleeps() {
+    for features in [RingFeatures::default(), EVENT_IDX] {
+        let mut f = Fixture::new(features);
+        f.queue.set_polled(true);
+        f.add(0..1);
+        assert!(f.queue.has_work());
+        f.use_one();
+        assert!(f.queue.pop().unwrap().is_none() && !f.queue.has_work());
+        let asks =
+            |f: &Fixture| if features.event_idx { f.word(AVAILABLE_EVENT) == 1 } else { f.word(USED) == 0 };
+        assert!(!asks(&f));
+        assert!(!f.queue.sleep());
+        assert!(asks(&f));
+    }
+}
+
+#[test]
 fn with_event_idx_the_next_chain_is_the_one_to_be_kicked_for() {
     let mut f = Fixture::new(EVENT_IDX);
     f.add(0..3);

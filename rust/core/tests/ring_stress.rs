@@ -1,0 +1,219 @@
+//! A driver and a device in a thread each, over one ring: a million chains, every one with the right bytes,
+//! and no notification lost. Each side sleeps on its eventfd whenever it finds nothing, so that a lost kick
+//! or call ends in a wait without end; the wait is bounded, and then the test says so.
+
+use std::{os::fd::AsFd, sync::Arc, thread};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use xenvirt_core::{
+    event_loop::EventFd,
+    memory::{GuestMemory, MappedMemory, Region},
+    ring::{BatchLayout, Buffer, DriverRing, RingConfig, RingFeatures, VirtQueue},
+};
+
+const SIZE: u16 = 16;
+const AVAILABLE: u64 = 0x1000;
+const TABLES: u64 = 0x3000;
+const DATA: u64 = 0x4000;
+
+/// How the device takes chains.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Device {
+    /// One at a time, until there is none.
+    Single,
+    /// By the batch.
+    Batch,
+    /// By four: fewer than four are left in the ring, until the driver adds some.
+    Lazy,
+    /// One at a time; four are kept, and completed last one first.
+    Keeping,
+}
+
+/// Waits for an eventfd, and takes it back to zero.
+fn wait(event: &EventFd, who: &str) {
+    let timeout = Timespec { tv_sec: 30, tv_nsec: 0 };
+    let mut fds = [PollFd::new(event, PollFlags::IN)];
+    assert_eq!(poll(&mut fds, Some(&timeout)), Ok(1), "{who} waits in vain: a notification was lost");
+    event.drain();
+}
+
+/// A cheap stream of numbers that look random.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.0 >> 33) % limit
+    }
+}
+
+fn answer(number: u64) -> u64 {
+    number.wrapping_mul(0x9E37_79B9_7F4A_7C15)
+}
+
+fn drive(
+    memory: &GuestMemory,
+    mut ring: DriverRing,
+    kick: &EventFd,
+    call: &EventFd,
+    total: u64,
+    indirect: bool,
+) {
+    let mut random = Random(1);
+    let mut numbers = [0; SIZE as usize];
+    let mut slots: Vec<u64> = (0..u64::from(SIZE)).collect();
+    let mut slot_of = [0; SIZE as usize];
+    let (mut added, mut completed) = (0, 0);
+    let mut used = Vec::new();
+    while completed < total {
+        // Multiples of four in flight at each wait, for the lazy device.
+        let burst = 4 * (1 + random.below(4));
+        for _ in 0..burst {
+            if added == total || slots.is_empty() || ring.free() < 2 {
+                break;
+            }
+            let Some(slot) = slots.pop() else { break };
+            let at = DATA + 16 * slot;
+            memory.write(at, &added.to_le_bytes()).unwrap();
+            memory.write(at + 8, &[0; 8]).unwrap();
+            let buffer = |address| Buffer { address, len: 8 };
+            let table = indirect.then_some(TABLES + 32 * slot);
+            let head = ring.add(&[buffer(at)], &[buffer(at + 8)], table).unwrap().unwrap();
+            numbers[usize::from(head)] = added;
+            slot_of[usize::from(head)] = slot;
+            added += 1;
+            // Sometimes one at a time, sometimes all together.
+            if random.below(3) == 0 && ring.publish() {
+                kick.signal();
+            }
+        }
+        if ring.publish() {
+            kick.signal();
+        }
+        used.clear();
+        ring.poll(&mut used).unwrap();
+        if used.is_empty() {
+            let full = slots.is_empty() || ring.free() < 2 || added == total;
+            if full && !ring.arm() {
+                wait(call, "the driver");
+            }
+            continue;
+        }
+        for chain in &used {
+            let head = usize::from(chain.head);
+            assert_eq!(chain.written, 8);
+            let mut bytes = [0; 8];
+            memory.read(DATA + 16 * slot_of[head] + 8, &mut bytes).unwrap();
+            assert_eq!(u64::from_le_bytes(bytes), answer(numbers[head]));
+            slots.push(slot_of[head]);
+        }
+        completed += used.len() as u64;
+    }
+}
+
+fn serve(memory: &GuestMemory, queue: &Arc<VirtQueue>, kick: &EventFd, device: Device, total: u64) {
+    let mut served = 0;
+    let mut kept = Vec::new();
+    let mut taken = 0u16;
+    while served < total {
+        wait(kick, "the device");
+        loop {
+            queue.kicked();
+            match device {
+                Device::Batch => {
+                    let layout = BatchLayout { header: 8, trailer: 8 };
+                    while let Some(batch) = queue.pop_batch(5, layout).unwrap() {
+                        let mut numbers = Vec::new();
+                        batch.column(0, 8, &mut numbers).unwrap();
+                        for (_, part) in batch.group_by(0, 8).unwrap() {
+                            let mut number = Vec::new();
+                            part.column(0, 8, &mut number).unwrap();
+                            let number = u64::from_le_bytes(number.try_into().unwrap());
+                            part.write_trailer(answer(number), None, 0).unwrap();
+                        }
+                        batch.complete().unwrap();
+                        served += batch.len() as u64;
+                    }
+                }
+                Device::Single | Device::Keeping | Device::Lazy => loop {
+                    if device == Device::Lazy {
+                        let mut index = [0; 2];
+                        memory.read(AVAILABLE + 2, &mut index).unwrap();
+                        if u16::from_le_bytes(index).wrapping_sub(taken) < 4 && taken % 4 == 0 {
+                            break;
+                        }
+                    }
+                    let Some(mut chain) = queue.pop().unwrap() else { break };
+                    taken = taken.wrapping_add(1);
+                    let mut number = [0; 8];
+                    assert_eq!(chain.read(&mut number), Ok(8));
+                    chain.write(&answer(u64::from_le_bytes(number)).to_le_bytes()).unwrap();
+                    kept.push(chain);
+                    if device != Device::Keeping || kept.len() == 4 {
+                        for mut chain in kept.drain(..).rev() {
+                            chain.complete(None).unwrap();
+                            served += 1;
+                        }
+                    }
+                },
+            }
+            if !queue.processed() {
+                break;
+            }
+        }
+    }
+}
+
+fn run(device: Device, features: RingFeatures, total: u64) {
+    let (_, mapped) = MappedMemory::memfd(0x8000).unwrap();
+    let memory = GuestMemory::new(vec![Region::new(0, 0, Arc::new(mapped))]).unwrap();
+    let config = RingConfig {
+        size: SIZE,
+        descriptors: 0,
+        available: AVAILABLE,
+        used: 0x2000,
+        next_available: 0,
+        features,
+    };
+    let ring = DriverRing::new(&config, &memory).unwrap();
+    let queue = Arc::new(VirtQueue::new(0, SIZE));
+    queue.start(&config, &memory).unwrap();
+    let (kick, call) = (EventFd::new().unwrap(), EventFd::new().unwrap());
+    queue.set_call(Some(call.as_fd().try_clone_to_owned().unwrap()));
+    thread::scope(|scope| {
+        let (memory, kick, call, queue) = (&memory, &kick, &call, &queue);
+        scope.spawn(move || drive(memory, ring, kick, call, total, features.indirect));
+        scope.spawn(move || serve(memory, queue, kick, device, total));
+    });
+    let counters = queue.counters();
+    assert_eq!((counters.chains, queue.kept(), counters.errors), (total, 0, 0));
+}
+
+/// Two descriptors a chain in a ring of 16, or one with a table.
+fn features(event_idx: bool, indirect: bool) -> RingFeatures {
+    RingFeatures { event_idx, indirect, ..RingFeatures::default() }
+}
+
+#[test]
+fn nothing_is_lost_with_event_idx() {
+    run(Device::Single, features(true, true), 250_000);
+    run(Device::Batch, features(true, false), 250_000);
+}
+
+#[test]
+fn nothing_is_lost_with_flags() {
+    run(Device::Single, features(false, false), 100_000);
+    run(Device::Batch, features(false, true), 100_000);
+}
+
+#[test]
+fn nothing_is_lost_when_the_device_leaves_chains_in_the_ring() {
+    run(Device::Lazy, features(true, true), 100_000);
+    run(Device::Lazy, features(false, true), 100_000);
+}
+
+#[test]
+fn nothing_is_lost_when_the_device_keeps_chains() {
+    run(Device::Keeping, features(true, true), 60_000);
+    run(Device::Keeping, RingFeatures { in_order: true, ..features(true, true) }, 40_000);
+}
