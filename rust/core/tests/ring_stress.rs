@@ -33,7 +33,8 @@ enum Device {
 fn wait(event: &EventFd, who: &str) {
     let timeout = Timespec { tv_sec: 30, tv_nsec: 0 };
     let mut fds = [PollFd::new(event, PollFlags::IN)];
-    assert_eq!(poll(&mut fds, Some(&timeout)), Ok(1), "{who} waits in vain: a notification was lost");
+    let woken = poll(&mut fds, Some(&timeout));
+    assert_eq!(woken, Ok(1), "{who} waits in vain: a notification was lost");
     event.drain();
 }
 
@@ -139,7 +140,7 @@ fn serve(memory: &GuestMemory, queue: &Arc<VirtQueue>, kick: &EventFd, device: D
                     if device == Device::Lazy {
                         let mut index = [0; 2];
                         memory.read(AVAILABLE + 2, &mut index).unwrap();
-                        if u16::from_le_bytes(index).wrapping_sub(taken) < 4 && taken % 4 == 0 {
+                        if u16::from_le_bytes(index).wrapping_sub(taken) < 4 && taken.is_multiple_of(4) {
                             break;
                         }
                     }
@@ -164,22 +165,38 @@ fn serve(memory: &GuestMemory, queue: &Arc<VirtQueue>, kick: &EventFd, device: D
     }
 }
 
+/// Both ends of a ring.
+struct Ends {
+    memory: GuestMemory,
+    ring: DriverRing,
+    queue: Arc<VirtQueue>,
+    kick: EventFd,
+    call: EventFd,
+}
+
+impl Ends {
+    fn new(features: RingFeatures) -> Self {
+        let (_, mapped) = MappedMemory::memfd(0x8000).unwrap();
+        let memory = GuestMemory::new(vec![Region::new(0, 0, Arc::new(mapped))]).unwrap();
+        let config = RingConfig {
+            size: SIZE,
+            descriptors: 0,
+            available: AVAILABLE,
+            used: 0x2000,
+            next_available: 0,
+            features,
+        };
+        let ring = DriverRing::new(&config, &memory).unwrap();
+        let queue = Arc::new(VirtQueue::new(0, SIZE));
+        queue.start(&config, &memory).unwrap();
+        let (kick, call) = (EventFd::new().unwrap(), EventFd::new().unwrap());
+        queue.set_call(Some(call.as_fd().try_clone_to_owned().unwrap()));
+        Self { memory, ring, queue, kick, call }
+    }
+}
+
 fn run(device: Device, features: RingFeatures, total: u64) {
-    let (_, mapped) = MappedMemory::memfd(0x8000).unwrap();
-    let memory = GuestMemory::new(vec![Region::new(0, 0, Arc::new(mapped))]).unwrap();
-    let config = RingConfig {
-        size: SIZE,
-        descriptors: 0,
-        available: AVAILABLE,
-        used: 0x2000,
-        next_available: 0,
-        features,
-    };
-    let ring = DriverRing::new(&config, &memory).unwrap();
-    let queue = Arc::new(VirtQueue::new(0, SIZE));
-    queue.start(&config, &memory).unwrap();
-    let (kick, call) = (EventFd::new().unwrap(), EventFd::new().unwrap());
-    queue.set_call(Some(call.as_fd().try_clone_to_owned().unwrap()));
+    let Ends { memory, ring, queue, kick, call } = Ends::new(features);
     thread::scope(|scope| {
         let (memory, kick, call, queue) = (&memory, &kick, &call, &queue);
         scope.spawn(move || drive(memory, ring, kick, call, total, features.indirect));
@@ -198,6 +215,65 @@ fn features(event_idx: bool, indirect: bool) -> RingFeatures {
 fn nothing_is_lost_with_event_idx() {
     run(Device::Single, features(true, true), 250_000);
     run(Device::Batch, features(true, false), 250_000);
+}
+
+/// One chain at a time, and whoever waits looks for a while before it sleeps: so that one side goes to sleep
+/// just when the other one has something for it. Without the fence between the used index and the driver's
+/// wish this soon ends in a wait in vain.
+#[test]
+fn nothing_is_lost_when_one_side_falls_asleep_as_the_other_wakes_it() {
+    for event_idx in [false, true] {
+        let Ends { memory, mut ring, queue, kick, call } = Ends::new(features(event_idx, false));
+        const TOTAL: u64 = 150_000;
+        thread::scope(|scope| {
+            let (kick, call, queue) = (&kick, &call, &queue);
+            scope.spawn(move || {
+                let (mut random, mut used) = (Random(3), Vec::new());
+                let buffer = Buffer { address: DATA, len: 8 };
+                for number in 0..TOTAL {
+                    // Somewhere about the moment when the device falls asleep.
+                    for _ in 0..random.below(500) {
+                        std::hint::black_box(number);
+                    }
+                    memory.write(DATA, &number.to_le_bytes()).unwrap();
+                    ring.add(&[], &[buffer], None).unwrap().unwrap();
+                    if ring.publish() {
+                        kick.signal();
+                    }
+                    used.clear();
+                    ring.disarm();
+                    for _ in 0..random.below(400) {
+                        ring.poll(&mut used).unwrap();
+                        if !used.is_empty() {
+                            break;
+                        }
+                        std::hint::spin_loop();
+                    }
+                    while used.is_empty() {
+                        if !ring.arm() {
+                            wait(call, "the driver");
+                        }
+                        ring.poll(&mut used).unwrap();
+                    }
+                }
+            });
+            scope.spawn(move || {
+                let mut random = Random(4);
+                for _ in 0..TOTAL {
+                    let mut chain = loop {
+                        match queue.pop().unwrap() {
+                            Some(chain) => break chain,
+                            // Kicks are asked for now.
+                            None if (0..random.below(8)).any(|_| queue.has_work()) => {}
+                            None => wait(kick, "the device"),
+                        }
+                    };
+                    chain.write(&[1; 8]).unwrap();
+                    chain.complete(None).unwrap();
+                }
+            });
+        });
+    }
 }
 
 #[test]
