@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import select
 from collections.abc import Callable, Sequence
+from operator import gt
 
 from xenvirt._native import Event
 from xenvirt._service import AsyncService, PolledService
 from xenvirt.device import AnyDevice
-from xenvirt.errors import DeviceFailedError
+from xenvirt.errors import DeviceFailedError, NegotiationError
 from xenvirt.link import Link, LinkMemory
 from xenvirt.server import make_endpoint
 
@@ -70,6 +71,10 @@ class InProcessLink(Link):
         return self._endpoint.config_changes
 
     def _start(self, features: int, memory: LinkMemory) -> None:
+        have = [queue.size for queue in self._endpoint.queues]
+        wanted = [queue.size for queue in memory.queues]
+        if len(wanted) > len(have) or any(map(gt, wanted, have)):
+            raise NegotiationError(f"the driver wants rings of {wanted} descriptors, the device has {have}")
         self._endpoint.start(features, memory.guest, memory.queues)
         self._run_device()
 

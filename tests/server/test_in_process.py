@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from xenvirt import Session, connect
-from xenvirt.errors import DeviceFailedError, LinkTimeoutError, QueueStoppedError
+from xenvirt.errors import DeviceFailedError, LinkTimeoutError, NegotiationError, QueueStoppedError
 
 from .conftest import echo, echo_request
 from .devices import Broken, Echo, Keeper
@@ -113,3 +113,9 @@ def test_requests_beyond_the_ring_wait_for_room() -> None:
         link.start(link.offered_features, [4])
         pending = [link.submit(echo_request(b"%d" % number)) for number in range(50)]
         assert [one.result() for one in pending] == [b"%d" % number for number in range(50)]
+
+
+@pytest.mark.parametrize("sizes", [[32], [16, 16]])
+def test_more_or_larger_rings_than_the_device_has_are_refused(sizes: list[int]) -> None:
+    with connect(Echo()) as link, pytest.raises(NegotiationError, match=r"the device has \[16\]"):
+        link.start(link.offered_features, sizes)
