@@ -109,6 +109,9 @@ class FakeLink:
         self.later.pop(0)()
         return True
 
+    def fileno(self) -> int:
+        return -1
+
     def collect(self) -> None:
         for pending in tuple(self.waiting):
             pending.ask()
@@ -171,6 +174,8 @@ class FakeAsyncLink:
                 future.set_result(pending.results[0])
 
         pending.callback = answered
+        if pending.done:
+            answered(None)
         return future
 
     def poke(self) -> None:

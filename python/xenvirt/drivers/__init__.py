@@ -10,6 +10,10 @@ from .receiver import AsyncReceiver, Receiver
 from .request import Answer, AsyncLink, Link, Pending, Request
 from .scsi import AsyncScsiDriver, ScsiDriver
 from .spi import AsyncSpiDriver, SpiDriver
+from .vsock import VsockDriver
+from .vsock_asyncio import AsyncVsockDriver, AsyncVsockServer
+from .vsock_stream import VsockListener, VsockStream
+from .vsock_transport import VsockTransport
 
 __all__ = [
     "Answer",
@@ -22,6 +26,8 @@ __all__ = [
     "AsyncReceiver",
     "AsyncScsiDriver",
     "AsyncSpiDriver",
+    "AsyncVsockDriver",
+    "AsyncVsockServer",
     "BlockDriver",
     "ConsoleDriver",
     "ConsolePort",
@@ -35,4 +41,8 @@ __all__ = [
     "Request",
     "ScsiDriver",
     "SpiDriver",
+    "VsockDriver",
+    "VsockListener",
+    "VsockStream",
+    "VsockTransport",
 ]

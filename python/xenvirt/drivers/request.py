@@ -160,6 +160,10 @@ class Link(LinkInfo, Protocol):
         """Takes back what the device has answered so far."""
         ...
 
+    def fileno(self) -> int:
+        """A descriptor that is readable while something came from the device."""
+        ...
+
     @property
     def timeout(self) -> float | None:
         """How long the device may take for an answer, in seconds; None waits for ever."""
