@@ -348,6 +348,16 @@ class VirtQueue:
         """
     def __iter__(self) -> Self: ...
     def __next__(self) -> Chain: ...
+    def complete(self, chains: Sequence[Chain]) -> None:
+        """Gives several chains back at once, for what spans several: the driver sees all of them or none, in
+        this order, and is called at most once.
+
+        Raises:
+            StaleChainError: the queue was reset after a chain was taken.
+            BufferError: a buffer of one of their views is still in use.
+            ValueError: one is completed already, stands there twice, or is of another queue.
+                After an error no chain is completed.
+        """
     def pop_batch(
         self, header: type[HeaderLayout] | None = None, trailer: int = 0, limit: int = 256
     ) -> Batch | None:
@@ -451,6 +461,9 @@ class Batch:
     @property
     def readable(self) -> memoryview[int]:
         """For each request the bytes of data that the device can read, without the header."""
+    @property
+    def total_readable(self) -> int:
+        """The sum of `readable`, without a Python object for each request."""
     @property
     def writable(self) -> memoryview[int]:
         """For each request the bytes of data that the device can write, without the trailer."""

@@ -48,6 +48,7 @@ def test_a_disk_is_served_by_the_batch() -> None:
     assert len(batch) == 6
     assert batch.header["sector"].tolist() == [3, 5, 15, 2**64 - 1, 0, 0]
     assert batch.readable.tolist() == [0, 1024, 0, 0, 0, 0]
+    assert batch.total_readable == 1024
     assert batch.writable.tolist() == [512, 0, 1024, 512, 0, 0]
     groups = batch.group_by("type")
     assert [(kind, len(part)) for kind, part in groups] == [(0, 3), (1, 1), (4, 1), (99, 1)]

@@ -46,6 +46,34 @@ def test_iterating_takes_what_is_there() -> None:
     assert list(device) == []
 
 
+def test_chains_that_belong_together_are_seen_together() -> None:
+    driver, device = DriverQueue.pair(8)
+    tokens = [driver.submit([], [4]) for _ in range(3)]
+    first, second, third = list(device)
+    third.write(b"tri")
+    device.complete([third, first])
+    assert [(token, used) for token, _, used in driver.completed()] == [(tokens[2], 3), (tokens[0], 0)]
+    assert (first.completed, second.completed, third.completed) == (True, False, True)
+    device.complete([])
+
+
+def test_chains_that_do_not_belong_together_are_not_completed() -> None:
+    driver, device = DriverQueue.pair(8)
+    other_driver, other_device = DriverQueue.pair(8)
+    driver.submit([], [4])
+    driver.submit([], [4])
+    other_driver.submit([], [4])
+    (one, two), other = list(device), take(other_device)
+    with pytest.raises(ValueError, match="another queue"):
+        device.complete([one, other])
+    with pytest.raises(ValueError, match="completed"):
+        device.complete([one, two, one])
+    two.complete()
+    with pytest.raises(ValueError, match="completed"):
+        device.complete([one, two])
+    assert (one.completed, other.completed, len(driver.completed())) == (False, False, 1)
+
+
 def test_readinto_fills_what_fits() -> None:
     driver, device = DriverQueue.pair(8)
     driver.submit([b"0123456789"], [])

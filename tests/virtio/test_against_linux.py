@@ -257,6 +257,7 @@ LAYOUTS = [
     Layout("virtio_console.h", console.Control, "struct virtio_console_control"),
     Layout("virtio_net.h", net.NetConfig, "struct virtio_net_config"),
     Layout("virtio_net.h", net.PacketHeader, "struct virtio_net_hdr_v1"),
+    Layout("virtio_net.h", net.LegacyPacketHeader, "struct virtio_net_hdr"),
     Layout(
         "virtio_net.h",
         net.ControlHeader,

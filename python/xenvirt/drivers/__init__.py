@@ -6,6 +6,7 @@ from .console_protocol import ConsolePort
 from .driver import AsyncDriver, Driver, Plan
 from .entropy import AsyncEntropyDriver, EntropyDriver
 from .i2c import AsyncI2cDriver, I2cDriver
+from .net import AsyncNetDriver, NetDriver
 from .receiver import AsyncReceiver, Receiver
 from .request import Answer, AsyncLink, Link, Pending, Request
 from .scsi import AsyncScsiDriver, ScsiDriver
@@ -23,6 +24,7 @@ __all__ = [
     "AsyncEntropyDriver",
     "AsyncI2cDriver",
     "AsyncLink",
+    "AsyncNetDriver",
     "AsyncReceiver",
     "AsyncScsiDriver",
     "AsyncSpiDriver",
@@ -35,6 +37,7 @@ __all__ = [
     "EntropyDriver",
     "I2cDriver",
     "Link",
+    "NetDriver",
     "Pending",
     "Plan",
     "Receiver",

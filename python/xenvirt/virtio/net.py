@@ -160,6 +160,18 @@ class PacketHeader(Structure):
 
 
 @dataclass(frozen=True)
+class LegacyPacketHeader(Structure):
+    """The header for a driver that has neither VERSION_1 nor MRG_RXBUF (section 5.1.6.1): 10 bytes."""
+
+    flags: U8 = 0
+    gso_type: U8 = 0
+    hdr_len: U16 = 0
+    gso_size: U16 = 0
+    csum_start: U16 = 0
+    csum_offset: U16 = 0
+
+
+@dataclass(frozen=True)
 class ControlHeader(Structure):
     """What a control command begins with: 2 bytes, then its data, then one byte of :class:`ControlStatus`."""
 

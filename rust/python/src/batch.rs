@@ -147,6 +147,12 @@ impl Batch {
         lengths(py, self.inner.writable())
     }
 
+    /// The sum of `readable`.
+    #[getter]
+    fn total_readable(&self) -> u64 {
+        self.inner.total_readable()
+    }
+
     /// Parts in which a header field has the same value.
     fn group_by<'py>(&self, py: Python<'py>, name: &str) -> Result<Bound<'py, PyList>, Error> {
         let (_, field) = self.field(name)?;

@@ -101,6 +101,33 @@ impl VirtQueue {
         self.pop()
     }
 
+    /// Completes several chains of this queue; the driver sees them at once.
+    fn complete(&self, py: Python<'_>, chains: Vec<Bound<'_, Chain>>) -> Result<(), Error> {
+        // Locked in one order by everybody, so that two calls with the same chains cannot wait for each other.
+        let mut order: Vec<usize> = (0..chains.len()).collect();
+        order.sort_by_key(|&index| chains.get(index).map(|chain| chain.as_ptr()));
+        let mut locked = Vec::with_capacity(chains.len());
+        for (place, &index) in order.iter().enumerate() {
+            let Some(chain) = chains.get(index) else { continue };
+            if place > 0
+                && order.get(place - 1).and_then(|&last| chains.get(last)).is_some_and(|last| last.is(chain))
+            {
+                return Err(ChainError::Completed { head: chain.get().head }.into());
+            }
+            let guard = chain.get().lock(py);
+            if !Arc::ptr_eq(guard.queue(), &self.inner) {
+                let (head, queue) = (chain.get().head, self.inner.index());
+                let text = format!("chain {head} is of another queue than {queue}");
+                return Err(PyValueError::new_err(text).into());
+            }
+            chain.get().release_views()?;
+            locked.push((index, guard));
+        }
+        locked.sort_by_key(|(index, _)| *index);
+        let mut parts: Vec<&mut QueueChain> = locked.iter_mut().map(|(_, guard)| &mut **guard).collect();
+        Ok(QueueChain::complete_together(&mut parts)?)
+    }
+
     /// Up to `limit` chains at once; None when the ring is empty, or stopped.
     #[pyo3(signature = (header = None, trailer = 0, limit = 256))]
     fn pop_batch(
@@ -154,6 +181,16 @@ impl Chain {
 
     fn views(&self) -> MutexGuard<'_, Vec<Py<MemoryView>>> {
         self.views.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends its views, as it must before it is completed.
+    fn release_views(&self) -> Result<(), Error> {
+        let mut views = self.views();
+        for view in views.iter() {
+            view.get().release()?;
+        }
+        views.clear();
+        Ok(())
     }
 
     fn lend(&self, py: Python<'_>, leases: Vec<Lease>, writable: bool) -> PyResult<Vec<Py<MemoryView>>> {
@@ -268,12 +305,7 @@ impl Chain {
         if chain.completed() {
             return Err(ChainError::Completed { head: self.head }.into());
         }
-        let mut views = self.views();
-        for view in views.iter() {
-            view.get().release()?;
-        }
-        views.clear();
-        drop(views);
+        self.release_views()?;
         Ok(chain.complete(written)?)
     }
 

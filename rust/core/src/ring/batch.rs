@@ -180,6 +180,11 @@ impl QueueBatch {
         self.requests().map(|(_, request)| request.writable)
     }
 
+    /// Bytes of readable data of all requests together, without the headers.
+    pub fn total_readable(&self) -> u64 {
+        self.readable().fold(0, u64::saturating_add)
+    }
+
     /// The bytes of one header field, a contiguous array: `width` bytes for each request, as the driver
     /// wrote them (little endian). Appended to `column`.
     pub fn column(&self, offset: usize, width: usize, column: &mut Vec<u8>) -> Result<(), BatchError> {

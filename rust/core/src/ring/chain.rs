@@ -295,6 +295,30 @@ impl QueueChain {
         self.completed = true;
         Ok(())
     }
+
+    /// Puts several chains of one queue in the used ring, in their order, publishes them together and
+    /// calls at most once: for what spans several chains, the driver must see all of it or nothing.
+    /// Either all are completed or none.
+    pub fn complete_together(chains: &mut [&mut Self]) -> Result<(), ChainError> {
+        let Some(first) = chains.first() else { return Ok(()) };
+        let (queue, generation, head) = (Arc::clone(&first.queue), first.generation, first.head());
+        for chain in chains.iter() {
+            let head = chain.head();
+            if chain.completed {
+                return Err(ChainError::Completed { head });
+            }
+            if !Arc::ptr_eq(&chain.queue, &queue) || chain.generation != generation {
+                return Err(ChainError::Stale { head });
+            }
+        }
+        first.memory.check_owner().map_err(|_| ChainError::Forked { head })?;
+        let used = chains.iter().map(|chain| (chain.head(), chain.written, chain.read));
+        queue.complete_all(generation, used).ok_or(ChainError::Stale { head })?;
+        for chain in chains {
+            chain.completed = true;
+        }
+        Ok(())
+    }
 }
 
 /// Keeps the memory of a chain mapped, beyond the chain's own life.

@@ -548,6 +548,26 @@ mod tests {
     }
 
     #[test]
+    fn chains_that_are_completed_together_are_published_at_once() {
+        let (mut guest, queue) = started(RingFeatures::default());
+        for head in 0..3 {
+            guest.chain(head, &[(DATA + u64::from(head) * 16, 16, WRITE)]);
+        }
+        let mut chains: Vec<_> = std::iter::from_fn(|| queue.pop().unwrap()).collect();
+        chains[1].write(b"second").unwrap();
+        chains[2].write(b"last").unwrap();
+        let [first, second, last] = &mut chains[..] else { panic!("three chains") };
+        QueueChain::complete_together(&mut [last, second]).unwrap();
+        assert_eq!(guest.used_index(), 2);
+        assert_eq!((guest.used(0), guest.used(1)), ((2, 4), (1, 6)));
+        let again = QueueChain::complete_together(&mut [first, second]);
+        assert_eq!(again, Err(ChainError::Completed { head: 1 }));
+        assert_eq!((guest.used_index(), first.completed()), (2, false));
+        queue.stop();
+        assert_eq!(QueueChain::complete_together(&mut [first]), Err(ChainError::Stale { head: 0 }));
+    }
+
+    #[test]
     fn an_indirect_table_may_follow_direct_descriptors() {
         let (mut guest, queue) = started(RingFeatures { indirect: true, ..RingFeatures::default() });
         guest.table(TABLE, 0, &[(DATA + 4, 4, 0), (DATA + 8, 8, WRITE), (DATA + 16, 0, WRITE)]);
