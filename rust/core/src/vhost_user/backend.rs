@@ -15,30 +15,18 @@ use std::{
 
 use super::{
     BackendRequest, Channel, ConfigSpace, Connection, FrontendCode, FrontendRequest, Message, ProtocolError,
-    ProtocolFeatures, RegionFormat, Reply, RequestName, Side, Status, VringAddress, VringState,
+    ProtocolFeatures, Reply, RequestName, Side, Status, VringState,
+    backend_negotiation::allowed,
+    backend_rings::Vring,
     memory_table::{MAX_MEMORY_SLOTS, MemorySlots},
-    virtio_features,
 };
 use crate::{
     endpoint::{Control, Event},
     memory::GuestMemory,
-    ring::{RingConfig, RingError, RingFeatures},
 };
-
-/// The protocol features that work here.
-pub const OFFERED: ProtocolFeatures = ProtocolFeatures::MQ
-    .union(ProtocolFeatures::REPLY_ACK)
-    .union(ProtocolFeatures::BACKEND_REQ)
-    .union(ProtocolFeatures::CONFIG)
-    .union(ProtocolFeatures::RESET_DEVICE)
-    .union(ProtocolFeatures::CONFIGURE_MEM_SLOTS)
-    .union(ProtocolFeatures::STATUS);
 
 /// How long GET_VRING_BASE waits for chains that the device kept.
 const KEPT_CHAINS_PATIENCE: Duration = Duration::from_millis(500);
-
-/// The largest config space that GET_CONFIG can ask for (vhost-user, VHOST_USER_MAX_CONFIG_SIZE).
-const MAX_CONFIG: usize = 256;
 
 /// Why a request was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -58,7 +46,7 @@ pub enum BackendError {
 }
 
 /// What is to be said to the frontend.
-enum Answer {
+pub(super) enum Answer {
     /// An acknowledgement, where one was asked for.
     Done,
     /// A reply.
@@ -77,28 +65,18 @@ struct Owed {
     chains: Option<(u16, Instant)>,
 }
 
-/// What the frontend said of one ring.
-#[derive(Debug, Default)]
-struct Vring {
-    size: u16,
-    base: u16,
-    address: Option<VringAddress>,
-    started: bool,
-    enabled: bool,
-}
-
 /// One connection.
 pub struct Backend {
     connection: Connection,
     reverse: Option<Connection>,
-    control: Arc<Control>,
-    features: u64,
-    protocol: ProtocolFeatures,
-    status: Status,
-    vrings: Vec<Vring>,
-    slots: MemorySlots,
+    pub(super) control: Arc<Control>,
+    pub(super) features: u64,
+    pub(super) protocol: ProtocolFeatures,
+    pub(super) status: Status,
+    pub(super) vrings: Vec<Vring>,
+    pub(super) slots: MemorySlots,
     /// The device was activated.
-    active: bool,
+    pub(super) active: bool,
     owed: Option<Owed>,
 }
 
@@ -112,11 +90,7 @@ impl Backend {
             features: 0,
             protocol: ProtocolFeatures::empty(),
             status: Status::empty(),
-            vrings: control
-                .queues
-                .iter()
-                .map(|queue| Vring { size: queue.max_size(), ..Vring::default() })
-                .collect(),
+            vrings: control.queues.iter().map(|queue| Vring::new(queue.max_size())).collect(),
             slots: MemorySlots::default(),
             active: false,
             owed: None,
@@ -184,14 +158,6 @@ impl Backend {
         self.connection.wants_write()
     }
 
-    fn region_format(&self) -> RegionFormat {
-        if self.protocol.contains(ProtocolFeatures::XEN_MMAP) {
-            RegionFormat::Xen
-        } else {
-            RegionFormat::Plain
-        }
-    }
-
     fn answer(&mut self, number: u32, needs_reply: bool, reply: Option<Reply>) -> Result<(), BackendError> {
         let acknowledge = needs_reply && self.protocol.contains(ProtocolFeatures::REPLY_ACK);
         if let Some(reply) = reply.or(acknowledge.then_some(Reply::Number(0))) {
@@ -257,7 +223,7 @@ impl Backend {
         use FrontendRequest as R;
         let name = request.name();
         self.check_negotiated(&request)?;
-        let refused = |reason: String| BackendError::Refused { request: name, reason };
+        let refused = refused(name);
         Ok(match request {
             R::GetFeatures => Answer::Now(Reply::Number(self.offered())),
             R::SetFeatures(features) => {
@@ -292,42 +258,10 @@ impl Backend {
                 self.set_memory(slots, events).map_err(refused)?;
                 Answer::Done
             }
-            R::SetVringNum(VringState { index, value }) => {
-                let max = self.control.queues[self.index(name, index)?].max_size();
-                self.not_started(name, index)?;
-                let size = u16::try_from(value).ok().filter(|&size| (1..=max).contains(&size));
-                self.vrings[index as usize].size =
-                    size.ok_or_else(|| wrong(name, "queue size", value.into(), format!("1 to {max}")))?;
-                Answer::Done
-            }
-            R::SetVringBase(VringState { index, value }) => {
-                self.index(name, index)?;
-                self.not_started(name, index)?;
-                self.vrings[index as usize].base = u16::try_from(value).map_err(|_| {
-                    wrong(name, "base", value.into(), "an index of a split ring, 16 bits".into())
-                })?;
-                Answer::Done
-            }
-            R::SetVringAddr(address) => {
-                let index = self.index(name, address.index)?;
-                // QEMU sends the address of a running ring again when it turns the dirty log on or off.
-                if self.vrings[index].started && !self.same_place(index, &address) {
-                    return Err(refused(format!("queue {index} runs, and cannot be moved")));
-                }
-                self.vrings[index].address = Some(address);
-                Answer::Done
-            }
-            R::SetVringKick { index, fd } => {
-                let queue = self.index(name, index.into())?;
-                let fd = fd.ok_or_else(|| {
-                    refused(format!("queue {index} has no kick eventfd, and is not polled"))
-                })?;
-                self.control.set_kick(index.into(), Some(fd)).map_err(|errno| {
-                    refused(format!("the kick of queue {index} cannot be watched: {errno}"))
-                })?;
-                self.vrings[queue].started = true;
-                self.start(queue, events).map_err(refused)?
-            }
+            R::SetVringNum(VringState { index, value }) => self.set_ring_size(name, index, value)?,
+            R::SetVringBase(VringState { index, value }) => self.set_ring_base(name, index, value)?,
+            R::SetVringAddr(address) => self.set_ring_address(name, address)?,
+            R::SetVringKick { index, fd } => self.set_ring_kick(name, index, fd, events)?,
             R::SetVringCall { index, fd } => {
                 self.control.queues[self.index(name, index.into())?].set_call(fd);
                 Answer::Done
@@ -336,16 +270,7 @@ impl Backend {
                 self.control.queues[self.index(name, index.into())?].set_err(fd);
                 Answer::Done
             }
-            R::SetVringEnable { index, enable } => {
-                let queue = self.index(name, index)?;
-                self.vrings[queue].enabled = enable;
-                if enable {
-                    self.start(queue, events).map_err(refused)?
-                } else {
-                    self.control.queues[queue].pause();
-                    Answer::Done
-                }
-            }
+            R::SetVringEnable { index, enable } => self.enable_ring(name, index, enable, events)?,
             R::GetVringBase { index } => self.stop(self.index(name, index)? as u16, events),
             R::GetConfig(wanted) => Answer::Now(Reply::Config(self.config(wanted))),
             R::SetConfig(ConfigSpace { offset, data, .. }) => {
@@ -373,185 +298,6 @@ impl Backend {
             other => return Err(ProtocolError::unsupported(&other).into()),
         })
     }
-
-    /// A request that belongs to a protocol feature wants it negotiated.
-    fn check_negotiated(&self, request: &FrontendRequest) -> Result<(), BackendError> {
-        use FrontendRequest as R;
-        let needed = match request {
-            R::GetQueueNum => ProtocolFeatures::MQ,
-            R::GetConfig(_) | R::SetConfig(_) => ProtocolFeatures::CONFIG,
-            R::GetMaxMemSlots | R::AddMemReg { .. } | R::RemMemReg(_) => {
-                ProtocolFeatures::CONFIGURE_MEM_SLOTS
-            }
-            R::SetBackendReqFd(_) => ProtocolFeatures::BACKEND_REQ,
-            R::GetStatus | R::SetStatus(_) => ProtocolFeatures::STATUS,
-            _ => return Ok(()),
-        };
-        if self.protocol.contains(needed) {
-            return Ok(());
-        }
-        Err(BackendError::Refused {
-            request: request.name(),
-            reason: format!("the protocol feature {needed:?} was not negotiated"),
-        })
-    }
-
-    fn offered(&self) -> u64 {
-        self.control.features | virtio_features::PROTOCOL_FEATURES
-    }
-
-    fn offered_protocol(&self) -> ProtocolFeatures {
-        OFFERED
-    }
-
-    fn publish(&self) {
-        self.control
-            .set_negotiated(self.features & !virtio_features::PROTOCOL_FEATURES, self.protocol.bits());
-    }
-
-    fn index(&self, request: RequestName, index: u32) -> Result<usize, BackendError> {
-        let count = self.vrings.len();
-        let found = usize::try_from(index).ok().filter(|&index| index < count);
-        found.ok_or_else(|| wrong(request, "queue", index.into(), format!("0 to {}", count - 1)))
-    }
-
-    fn not_started(&self, request: RequestName, index: u32) -> Result<(), BackendError> {
-        if !self.vrings[index as usize].started {
-            return Ok(());
-        }
-        Err(BackendError::Refused { request, reason: format!("queue {index} is started; stop it first") })
-    }
-
-    fn same_place(&self, index: usize, new: &VringAddress) -> bool {
-        self.vrings[index].address.as_ref().is_some_and(|old| {
-            (old.descriptors, old.available, old.used) == (new.descriptors, new.available, new.used)
-        })
-    }
-
-    /// Makes a ring run, if it is started and enabled and does not run yet.
-    fn start(&mut self, index: usize, events: &mut VecDeque<Event>) -> Result<Answer, String> {
-        let queue = &self.control.queues[index];
-        let vring = &self.vrings[index];
-        let always_enabled = self.features & virtio_features::PROTOCOL_FEATURES == 0;
-        if !vring.started || !(vring.enabled || always_enabled) {
-            return Ok(Answer::Done);
-        }
-        if queue.is_started() {
-            queue.resume();
-        } else {
-            let config = self.ring_config(index)?;
-            queue
-                .start(&config, self.slots.table())
-                .map_err(|error: RingError| format!("queue {index}: {error}"))?;
-            if !self.active {
-                self.active = true;
-                events.push_back(Event::Activate);
-            }
-        }
-        // What the driver put there before nobody kicks for again.
-        self.control.look_at(index as u16, events);
-        Ok(Answer::AfterDevice(None))
-    }
-
-    fn ring_config(&self, index: usize) -> Result<RingConfig, String> {
-        let vring = &self.vrings[index];
-        let address =
-            vring.address.as_ref().ok_or(format!("queue {index} is started without SET_VRING_ADDR"))?;
-        let guest = |what: &str, user: u64| {
-            self.slots.table().user_to_guest(user).ok_or(format!(
-                "queue {index}: the {what} at user address {user:#x} is not in the memory table"
-            ))
-        };
-        let has = |bit: u64| self.features & bit != 0;
-        Ok(RingConfig {
-            size: vring.size,
-            descriptors: guest("descriptor table", address.descriptors)?,
-            available: guest("available ring", address.available)?,
-            used: guest("used ring", address.used)?,
-            next_available: vring.base,
-            features: RingFeatures {
-                event_idx: has(virtio_features::EVENT_IDX),
-                indirect: has(virtio_features::INDIRECT_DESC),
-                in_order: has(virtio_features::IN_ORDER),
-                notify_on_empty: has(virtio_features::NOTIFY_ON_EMPTY),
-            },
-        })
-    }
-
-    /// GET_VRING_BASE: the ring hands out nothing more, and is stopped once the device has given all back.
-    fn stop(&mut self, index: u16, events: &mut VecDeque<Event>) -> Answer {
-        let queue = &self.control.queues[usize::from(index)];
-        queue.pause();
-        if queue.kept() > 0 {
-            return Answer::AfterChains(index);
-        }
-        Answer::AfterDevice(Some(self.vring_base(index, events)))
-    }
-
-    /// Stops a ring, and the session with the last one.
-    fn vring_base(&mut self, index: u16, events: &mut VecDeque<Event>) -> Reply {
-        let vring = &mut self.vrings[usize::from(index)];
-        vring.started = false;
-        let _ = self.control.set_kick(index, None);
-        if let Some(base) = self.control.queues[usize::from(index)].stop() {
-            vring.base = base;
-        }
-        let reply = Reply::VringBase(VringState { index: index.into(), value: vring.base.into() });
-        if self.active && !self.control.queues.iter().any(|queue| queue.is_started()) {
-            self.active = false;
-            events.push_back(Event::Reset);
-        }
-        reply
-    }
-
-    fn reset(&mut self, events: &mut VecDeque<Event>) -> Answer {
-        self.status = Status::empty();
-        self.stop_all(events);
-        Answer::AfterDevice(None)
-    }
-
-    fn stop_all(&mut self, events: &mut VecDeque<Event>) {
-        for (index, vring) in (0u16..).zip(&mut self.vrings) {
-            let queue = &self.control.queues[usize::from(index)];
-            let _ = self.control.set_kick(index, None);
-            queue.stop();
-            queue.set_call(None);
-            queue.set_err(None);
-            *vring = Vring { size: queue.max_size(), ..Vring::default() };
-        }
-        if std::mem::take(&mut self.active) {
-            events.push_back(Event::Reset);
-        }
-    }
-
-    /// Puts a new table in force, for running queues too.
-    fn set_memory(&mut self, slots: MemorySlots, events: &mut VecDeque<Event>) -> Result<(), String> {
-        let table = slots.table().clone();
-        self.control.memory.replace(table.clone()).map_err(|error| error.to_string())?;
-        self.slots = slots;
-        for queue in &self.control.queues {
-            if queue.is_started()
-                && let Err(error) = queue.update_memory(&table)
-            {
-                events.push_back(Event::Warning(format!("queue {} stops: {error}", queue.index())));
-                self.status |= Status::DEVICE_NEEDS_RESET;
-            }
-        }
-        Ok(())
-    }
-
-    /// What GET_CONFIG reads: bytes beyond the device's space are zero, as QEMU asks for the whole structure
-    /// that it knows.
-    fn config(&self, wanted: ConfigSpace) -> ConfigSpace {
-        let space = self.control.config();
-        let mut data = wanted.data;
-        data.truncate(MAX_CONFIG);
-        data.fill(0);
-        let from = space.get(wanted.offset as usize..).unwrap_or_default();
-        let len = from.len().min(data.len());
-        data[..len].copy_from_slice(&from[..len]);
-        ConfigSpace { data, ..wanted }
-    }
 }
 
 impl AsFd for Backend {
@@ -560,19 +306,12 @@ impl AsFd for Backend {
     }
 }
 
-fn wrong(request: RequestName, what: &'static str, value: u64, allowed: String) -> BackendError {
-    ProtocolError::Value { request, what, value, allowed }.into()
+/// A well-formed request that asks for what cannot be; wants the reason.
+pub(super) fn refused(request: RequestName) -> impl Fn(String) -> BackendError {
+    move |reason| BackendError::Refused { request, reason }
 }
 
-/// Only bits that were offered may be taken.
-fn allowed(request: RequestName, what: &'static str, bits: u64, offered: u64) -> Result<(), BackendError> {
-    if bits & !offered == 0 {
-        return Ok(());
-    }
-    Err(wrong(
-        request,
-        what,
-        bits,
-        format!("bits out of {offered:#x}; {:#x} was not offered", bits & !offered),
-    ))
+/// A request with a value that is not allowed.
+pub(super) fn wrong(request: RequestName, what: &'static str, value: u64, allowed: String) -> BackendError {
+    ProtocolError::Value { request, what, value, allowed }.into()
 }

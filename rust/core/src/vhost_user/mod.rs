@@ -11,9 +11,12 @@
 //! General layout: `code`, `features`, `payload`, `message`, `reply` and `reverse` are what is said, `cursor` and
 //! `request_codec` how it stands on the wire, `wire` how it is cut out of a stream, `describe` and `log` how a
 //! person reads it. `frontend` and `frontend_rings` stand on `exchange`, `connect`, `wait` and
-//! `reverse_channel`; `backend` on `memory_table`, and `server` gives it its connections.
+//! `reverse_channel`; `backend`, with
+//! `backend_negotiation` and `backend_rings`, on `memory_table`, and `server` gives it its connections.
 
 mod backend;
+mod backend_negotiation;
+mod backend_rings;
 mod code;
 mod connect;
 mod cursor;
@@ -36,7 +39,8 @@ mod server;
 mod wait;
 mod wire;
 
-pub use backend::{Backend, BackendError, OFFERED};
+pub use backend::{Backend, BackendError};
+pub use backend_negotiation::OFFERED;
 pub use code::{BackendCode, Channel, FrontendCode, RequestName};
 pub use describe::{describe_reply, describe_request};
 pub use error::ProtocolError;
