@@ -15,7 +15,7 @@ from xenvirt.daemon import Daemon
 from xenvirt.device import AsyncDevice, Device, Session, Watch
 from xenvirt.errors import XenvirtError
 from xenvirt.link import Link
-from xenvirt.server import Counters, Served, Server, serve, serve_async
+from xenvirt.server import Counters, Served, Server, serve, serve_all, serve_async
 from xenvirt.vhost_user.frontend import Frontend
 from xenvirt.vhost_user.socket import VhostUserSocket
 from xenvirt.virtio.features import Feature
@@ -45,5 +45,6 @@ __all__ = [
     "connect",
     "connect_async",
     "serve",
+    "serve_all",
     "serve_async",
 ]

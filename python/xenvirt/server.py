@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import FrameType, TracebackType
@@ -236,8 +236,16 @@ def serve(
         OSError: the transport cannot be opened.
         Exception: what ended the serving thread.
     """
+    serve_all([(device, transport)], poll=poll, ready_fd=ready_fd)
+
+
+def serve_all(
+    pairs: Sequence[tuple[Device, VhostUserSocket]], *, poll: float = 0.0, ready_fd: int | None = None
+) -> None:
+    """As :func:`serve`, for several devices, each over its own transport. It is ready once all are open."""
     with Server() as server, server._stop_on_signals():
-        server.add(device, transport, poll=poll)
+        for device, transport in pairs:
+            server.add(device, transport, poll=poll)
         _tell_ready(ready_fd)
         server.wait()
 

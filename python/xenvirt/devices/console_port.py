@@ -149,6 +149,10 @@ class Stdio(Port):
         super().__init__(source, self._opened, name=name, console=console)
         if self._terminal is not None:
             tty.setraw(self._terminal, termios.TCSADRAIN)
+            # But with line ends as before, for what this process itself has to say.
+            mode = termios.tcgetattr(self._terminal)
+            mode[tty.OFLAG] |= termios.OPOST
+            termios.tcsetattr(self._terminal, termios.TCSADRAIN, mode)
 
     def read(self, size: int) -> bytes:
         data = super().read(size)
