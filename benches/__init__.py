@@ -1,0 +1,1 @@
+"""Benches, each against its peer: `python benches/run.py`."""

@@ -1,0 +1,55 @@
+"""Each bench runs against its peer. What the numbers say is nobody's business here: others are at work."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import need
+
+RUN = Path(__file__).parents[2] / "benches" / "run.py"
+
+ROWS = {
+    "ring-core": [f"ring-core/{kind}" for kind in ("1-direct", "3-direct", "1-indirect", "3-indirect")],
+    "ring-batch": [f"ring-batch/{kind}" for kind in ("1-direct", "3-direct", "1-indirect", "3-indirect")],
+    "blk-qd1": ["blk-qd1"],
+    "blk-qd32": ["blk-qd32"],
+    "blk-qd64-poll": ["blk-qd64-poll"],
+    "blk-file-qd32": ["blk-file-qd32/read-python", "blk-file-qd32/write-python"],
+    "net-64": ["net-64"],
+}
+
+
+def run(*arguments: str) -> str:
+    """What the program prints."""
+    command = [sys.executable, str(RUN), *arguments]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def test_the_list_names_every_bench() -> None:
+    assert run("--list").split() == list(ROWS)
+
+
+def test_an_unknown_name_is_refused_with_the_names_that_there_are() -> None:
+    refused = subprocess.run([sys.executable, RUN, "ring"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "no bench 'ring'; there are: ring-core, ring-batch" in refused.stderr
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_bench_gives_its_rows(name: str, blkio: Callable[[str], Path], tmp_path: Path) -> None:
+    blkio("blkio-bench")
+    need(shutil.which("qemu-storage-daemon"), "qemu-system-common")
+    need(shutil.which("dpdk-testpmd"), "dpdk-dev")
+    table = run("--quick", "--json", str(tmp_path / "rows.json"), name)
+    rows: list[dict[str, Any]] = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["name"] for row in rows] == ROWS[name]
+    for row in rows:
+        assert set(row) == {"name", "ours", "peer", "unit", "ratio", "better", "aim"}
+        assert row["ratio"] == pytest.approx(row["ours"] / row["peer"], abs=1e-3)
+        assert row["name"] in table
