@@ -144,6 +144,9 @@ class AsyncLink:
 
         Returns:
             The result of each, however long it takes: no timeout counts for them.
+
+        Raises:
+            LinkTimeoutError: there was no room within the link's timeout.
         """
         futures: list[asyncio.Future[T]] = []
         while True:
@@ -151,7 +154,14 @@ class AsyncLink:
             futures += [self._future(completion) for completion in completions]
             if len(futures) == len(requests):
                 return futures
-            await self._wait_for_room()
+            what = requests[len(futures)].what
+            try:
+                async with asyncio.timeout(self.link.timeout):
+                    await self._wait_for_room()
+            except TimeoutError as error:
+                raise LinkTimeoutError(
+                    f"the device did not answer within {self.link.timeout:g} s: room for a {what}"
+                ) from error
 
     def _future(self, completion: Completion[T]) -> asyncio.Future[T]:
         future: asyncio.Future[T] = self._loop.create_future()

@@ -171,16 +171,20 @@ class AsyncDriver(DriverCore):
         link = self.link
         if len(requests) == 1:
             return [await link.run(requests[0])]
+        futures = await link.submit_all(requests)
         try:
-            async with asyncio.timeout(link.timeout):
-                futures = await link.submit_all(requests)
-                results = await asyncio.gather(*futures, return_exceptions=True)
-        except TimeoutError as error:
-            raise LinkTimeoutError(
-                f"the device did not answer within {link.timeout:g} s: {requests[0].what}, "
-                f"and {len(requests) - 1} more"
-            ) from error
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-        return results
+            for request, future in zip(requests, futures, strict=True):
+                if not future.done():
+                    await asyncio.wait((future,), timeout=link.timeout)
+                if not future.done():
+                    raise LinkTimeoutError(
+                        f"the device did not answer within {link.timeout:g} s: {request.what}"
+                    )
+        finally:
+            for future in futures:
+                if not future.cancel() and not future.cancelled():
+                    future.exception()  # seen, also where nobody waits for it any more
+        failure = next((error for future in futures if (error := future.exception()) is not None), None)
+        if failure is not None:
+            raise failure
+        return [future.result() for future in futures]

@@ -3,47 +3,91 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Generic, Self, TypeVar
 
-from xenvirt.errors import LinkTimeoutError
+from xenvirt.errors import LinkTimeoutError, RequestError
 
 from .request import AsyncLink, Link, Pending, Request
 
 T = TypeVar("T")
 
+LINKS_TIMEOUT = -1.0
+"""A negative timeout stands for that of the link."""
+
+
+def wait_until(link: Link, done: Callable[[], bool], timeout: float | None, what: str) -> None:
+    """Takes what comes from the device until ``done()``; `what` is for the error message.
+
+    Args:
+        link: the link.
+        done: is asked after each look.
+        timeout: in seconds; None waits for ever, a negative one is the link's.
+        what: what is waited for.
+
+    Raises:
+        LinkTimeoutError: it took longer than `timeout` seconds.
+    """
+    if timeout is not None and timeout < 0:
+        timeout = link.timeout
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
+        link.collect()
+        if done():
+            return
+        left = None if deadline is None else deadline - time.monotonic()
+        if left is not None and left <= 0:
+            raise LinkTimeoutError(f"nothing came within {timeout:g} s: {what}")
+        link.attend(left)
+
 
 class Receiver(Generic[T]):
-    """Keeps a number of buffers with the device, and gives what it put there, in the order of the buffers.
+    """Keeps a number of buffers with the device, and gives what it put there, in its order.
 
     Args:
         link: the link, whose queue runs.
         make: makes the request for one buffer.
-        depth: how many buffers the device has at a time. What comes while none is left is lost, or waits, as
-            the device type has it.
+        depth: how many buffers there are. The device has those that were not filled, or were taken since.
+            What comes while it has none is lost, or waits, as the device type has it.
     """
 
     def __init__(self, link: Link, make: Callable[[], Request[T]], depth: int) -> None:
         self._link = link
         self._make = make
-        self._pending: deque[Pending[T]] = deque(link.submit(make()) for _ in range(depth))
+        self._arrived: deque[Pending[T]] = deque()
+        for _ in range(depth):
+            self._lend()
 
     @property
     def ready(self) -> bool:
         """True if :meth:`get` need not wait, as far as the link has looked."""
-        return self._pending[0].done
+        return bool(self._arrived)
 
-    def get(self) -> T:
-        """Waits for the next one; its buffer goes to the device again.
+    def get(self, timeout: float | None = LINKS_TIMEOUT) -> T:
+        """Waits for the next one; the device gets a buffer in its place.
 
         Raises:
-            LinkTimeoutError: nothing came within the link's timeout. Nothing is lost; ask again.
+            LinkTimeoutError: nothing came within `timeout` seconds. Nothing is lost; ask again.
         """
-        result = self._pending[0].result()
-        self._pending.popleft()
-        self._pending.append(self._link.submit(self._make()))
-        return result
+        if not self._arrived:
+            wait_until(self._link, lambda: self.ready, timeout, self._make().what)
+        pending = self._arrived.popleft()
+        self._lend()
+        return pending.result()
+
+    def get_all(self) -> list[T]:
+        """All that is there, without waiting."""
+        self._link.collect()
+        return [self.get() for _ in range(len(self._arrived))]
+
+    def _lend(self) -> None:
+        pending = self._link.submit(self._make())
+        if pending.done:
+            self._arrived.append(pending)
+        else:
+            pending.callback = self._arrived.append
 
 
 class AsyncReceiver(Generic[T]):
@@ -52,39 +96,64 @@ class AsyncReceiver(Generic[T]):
     def __init__(self, link: AsyncLink, make: Callable[[], Request[T]]) -> None:
         self._link = link
         self._make = make
-        self._pending: deque[asyncio.Future[T]] = deque()
+        self._arrived: deque[asyncio.Future[T]] = deque()
+        self._something = asyncio.Event()
+        self._failure: Exception | None = None
 
     @classmethod
     async def start(cls, link: AsyncLink, make: Callable[[], Request[T]], depth: int) -> Self:
         """Gives the device its buffers."""
         receiver = cls(link, make)
-        await receiver._submit(depth)
+        await receiver._lend(depth)
         return receiver
 
     @property
     def ready(self) -> bool:
         """True if :meth:`get` need not wait."""
-        return self._pending[0].done()
+        return bool(self._arrived)
 
-    async def get(self) -> T:
+    async def get(self, timeout: float | None = LINKS_TIMEOUT) -> T:
         """As :meth:`Receiver.get`; if it is cancelled nothing is lost."""
+        if timeout is not None and timeout < 0:
+            timeout = self._link.timeout
+        if not self._arrived:
+            try:
+                async with asyncio.timeout(timeout):
+                    while not self._arrived:
+                        if self._failure is not None:
+                            raise self._failure
+                        self._something.clear()
+                        await self._something.wait()
+            except TimeoutError as error:
+                raise LinkTimeoutError(f"nothing came within {timeout:g} s: {self._make().what}") from error
+        return await self._take()
+
+    async def get_all(self) -> list[T]:
+        """As :meth:`Receiver.get_all`."""
+        return [await self._take() for _ in range(len(self._arrived))]
+
+    async def _take(self) -> T:
         try:
-            async with asyncio.timeout(self._link.timeout):
-                result = await asyncio.shield(self._pending[0])
-        except TimeoutError as error:
-            what = self._make().what
-            raise LinkTimeoutError(f"nothing came within {self._link.timeout:g} s: {what}") from error
-        await self._submit(1)
-        self._pending.popleft()
-        return result
+            await self._lend(1)
+        except Exception as error:
+            self._fail(error)  # told by the next get
+        return self._arrived.popleft().result()
 
-    async def _submit(self, count: int) -> None:
+    async def _lend(self, count: int) -> None:
+        # There is room for as many as come back, so this waits for nothing.
         for future in await self._link.submit_all([self._make() for _ in range(count)]):
-            future.add_done_callback(_seen)
-            self._pending.append(future)
+            future.add_done_callback(self._came)
 
+    def _came(self, future: asyncio.Future[T]) -> None:
+        if future.cancelled():
+            return
+        error = future.exception()
+        if error is None or isinstance(error, RequestError):
+            self._arrived.append(future)
+            self._something.set()
+        elif isinstance(error, Exception):
+            self._fail(error)
 
-def _seen(future: asyncio.Future[T]) -> None:
-    """What nobody waited for any more, when the link ended, is no error to be reported."""
-    if not future.cancelled():
-        future.exception()
+    def _fail(self, error: Exception) -> None:
+        self._failure = error
+        self._something.set()

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from xenvirt.errors import LinkTimeoutError
 from xenvirt.virtio.vsock import HOST_CID, VsockConfig
 
 from .driver import Driver
+from .receiver import LINKS_TIMEOUT, wait_until
 from .request import Link, Pending, Request
 from .vsock_core import State
 from .vsock_requests import EVENT_BUFFERS, MOST_UNDER_WAY, RECEIVE_BUFFERS, VsockRequests
@@ -43,7 +42,12 @@ class VsockDriver(VsockRequests, Driver):
             self._lend(self.event_request())
 
     def connect(
-        self, port: int, *, cid: int = HOST_CID, local_port: int | None = None, timeout: float | None = -1
+        self,
+        port: int,
+        *,
+        cid: int = HOST_CID,
+        local_port: int | None = None,
+        timeout: float | None = LINKS_TIMEOUT,
     ) -> VsockStream:
         """Connects to `port` of `cid`.
 
@@ -96,20 +100,12 @@ class VsockDriver(VsockRequests, Driver):
         Raises:
             LinkTimeoutError: it took longer than `timeout` seconds.
         """
-        if timeout is not None and timeout < 0:
-            timeout = self.link.timeout
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
+
+        def dealt() -> bool:
             self._deal()
-            if done():
-                return
-            left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
-            if not self.link.attend(left) and deadline is not None:
-                self._deal()
-                if done():
-                    return
-                if time.monotonic() >= deadline or not left:
-                    raise LinkTimeoutError(f"nothing came within {timeout:g} s: {what}")
+            return done()
+
+        wait_until(self.link, dealt, timeout, what)
 
     def _deal(self) -> None:
         self.link.collect()
