@@ -16,6 +16,7 @@ from .crates import Crate
 from .dpdk import Testpmd
 from .guests import QemuGuest, UmlGuest
 from .hardware import Answer, Hardware, compile_shim, refuse
+from .newer_qemu import command
 
 
 def need(present: object, what: str) -> None:
@@ -42,6 +43,15 @@ def qemu(tmp_path: Path) -> Callable[..., QemuGuest]:
     need(kernel, "unpacked Debian kernel")
     assert kernel is not None
     return partial(QemuGuest, kernel, tmp_path / "qemu")
+
+
+@pytest.fixture
+def newer_qemu(qemu: Callable[..., QemuGuest]) -> Callable[..., QemuGuest]:
+    """Makes a guest of a QEMU that is a frontend for devices of any type:
+    `newer_qemu(script=..., devices=[(socket, "vhost-user-test-device-pci,virtio-id=3,num_vqs=2")])`."""
+    program = command()
+    need(program, "QEMU of Debian's backports")
+    return partial(qemu, program=program)
 
 
 @pytest.fixture

@@ -211,6 +211,7 @@ class QemuGuest(Guest):
     hugepages: bool = False
     """The guest's memory is of 2 MiB pages; who asks has reserved them."""
     arguments: Sequence[str] = ()
+    program: Sequence[str] = ("qemu-system-x86_64",)
 
     transport_modules: ClassVar[tuple[str, ...]] = ("virtio_pci",)
 
@@ -224,7 +225,7 @@ class QemuGuest(Guest):
             devices += ["-chardev", f"socket,id=chardev{index},path={socket}"]
             devices += ["-device", f"{device},chardev=chardev{index}"]
         return [
-            *("qemu-system-x86_64", "-machine", "q35,accel=tcg", "-cpu", "max", "-smp", str(self.vcpus)),
+            *(*self.program, "-machine", "q35,accel=tcg", "-cpu", "max", "-smp", str(self.vcpus)),
             *("-m", f"{self.memory}", "-object", memory, "-numa", "node,memdev=memory"),
             *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"),
             *("-kernel", str(self.kernel.image), "-initrd", str(initrd)),

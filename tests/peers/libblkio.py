@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 from .cache import kept, make
+from .debian import unpack
 
 SUITE = "trixie"
 PACKAGES = ("libblkio1", "libblkio-dev")
@@ -23,35 +24,13 @@ def build() -> None:
 
 
 def _build(folder: Path) -> None:
-    # apt with a source and folders of its own: the host's packages stay at their release.
-    apt = folder / "apt"
-    (apt / "lists" / "partial").mkdir(parents=True)
-    (apt / "cache" / "archives" / "partial").mkdir(parents=True)
-    keys = "/usr/share/keyrings/debian-archive-keyring.gpg"
-    (apt / "sources.list").write_text(f"deb [signed-by={keys}] http://deb.debian.org/debian {SUITE} main\n")
-    settings = {
-        "APT::Sandbox::User": "root",
-        "Dir::Cache": apt / "cache",
-        "Dir::Etc::SourceList": apt / "sources.list",
-        "Dir::Etc::SourceParts": "/dev/null",
-        "Dir::State::Lists": apt / "lists",
-    }
-    apt_get = [
-        "apt-get",
-        "-qq",
-        "-oAcquire::Retries=3",
-        *(f"-o{key}={value}" for key, value in settings.items()),
-    ]
-    subprocess.run([*apt_get, "update"], check=True)
-    subprocess.run([*apt_get, "download", *PACKAGES], check=True, cwd=apt)
-    for package in apt.glob("*.deb"):
-        subprocess.run(["dpkg-deb", "-x", package, apt / "root"], check=True)
-    (library,) = (apt / "root").glob("usr/lib/*/libblkio.so.1")
+    root = unpack(folder, [SUITE], PACKAGES)
+    (library,) = root.glob("usr/lib/*/libblkio.so.1")
     (folder / library.name).write_bytes(library.read_bytes())
-    include = apt / "root/usr/include"
+    include = root / "usr/include"
     for name in PROGRAMS:
-        source = apt / f"root/usr/share/doc/libblkio-dev/examples/{name}.c"
+        source = root / f"usr/share/doc/libblkio-dev/examples/{name}.c"
         here = ["-Wl,-rpath,$ORIGIN", str(folder / library.name)]
         command = ["cc", "-O2", "-D_GNU_SOURCE", f"-I{include}", str(source), "-o", str(folder / name), *here]
         subprocess.run([*command, "-lpthread"], check=True)
-    shutil.rmtree(apt)
+    shutil.rmtree(folder / "apt")

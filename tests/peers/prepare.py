@@ -4,13 +4,14 @@ import os
 import subprocess
 import sys
 
-from . import crates, kernels, libblkio
+from . import crates, kernels, libblkio, newer_qemu
 from .cache import cache, one_at_a_time
 
 PACKAGES = (
     "busybox-static",
     "dpdk-dev",
     "e2fsprogs",
+    "iproute2",
     "librte-net-vhost23",
     "librte-net-virtio23",
     "linux-libc-dev",
@@ -48,6 +49,7 @@ def main() -> None:
             print("unpacking Debian's kernel", flush=True)
             kernels.fetch_debian()
         libblkio.build()
+        newer_qemu.build()
         crates.build_all()
     print(f"the peers are in {cache()}")
 

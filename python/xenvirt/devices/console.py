@@ -41,14 +41,14 @@ class ConsoleDevice(Device):
         ports: what stands behind each port. With one nameless console the device is a simple one, else it has
             control queues (MULTIPORT); a driver that knows no such thing uses the first port.
         size: columns and rows of the consoles, until a port's terminal or :meth:`resize` says otherwise.
-        queue_size: descriptors of each queue.
+        queue_size: the largest ring that a driver may have; User-Mode Linux wants 256 of every device.
 
     The ports stay the caller's: close them after the device.
     """
 
     device_id: ClassVar[DeviceId] = DeviceId.CONSOLE
 
-    def __init__(self, *ports: Port, size: tuple[int, int] = (80, 25), queue_size: int = 64) -> None:
+    def __init__(self, *ports: Port, size: tuple[int, int] = (80, 25), queue_size: int = 256) -> None:
         if not ports:
             raise ValueError("a console has at least one port")
         self.ports = ports
