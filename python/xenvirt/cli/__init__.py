@@ -8,17 +8,17 @@ from collections.abc import Sequence
 
 from xenvirt.errors import XenvirtError
 
-from . import demo, probe, serve
+from . import demo, inspect, probe, serve
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     parser = argparse.ArgumentParser(
         prog="xenvirt",
-        description="Virtio devices in Python: serve them, try them, see what this host offers.",
+        description="Virtio devices in Python: serve them, try them, ask what a host or a backend offers.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (demo, serve, probe):
+    for command in (demo, serve, inspect, probe):
         command.add_parser(commands)
     return parser
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from xenvirt.errors import RequestFailedError, RequestUnsupportedError, ResponseError
 from xenvirt.virtio.block import (
@@ -17,6 +17,7 @@ from xenvirt.virtio.block import (
     RequestType,
     Status,
 )
+from xenvirt.virtio.config_fields import config_length
 from xenvirt.virtio.ids import DeviceId
 from xenvirt.virtio.structure import Structure
 
@@ -32,25 +33,6 @@ MAX_TRANSFER = 128 * 1024
 """The most bytes of data that :meth:`read` and :meth:`write` put in one request; longer ones take several."""
 
 STATUS_SIZE = 1
-
-CONFIG_ENDS: Final = tuple(
-    (feature, BlockConfig.offset(next_field))
-    for feature, next_field in (
-        (0, "size_max"),
-        (BlockFeature.SIZE_MAX, "seg_max"),
-        (BlockFeature.SEG_MAX, "cylinders"),
-        (BlockFeature.GEOMETRY, "blk_size"),
-        (BlockFeature.BLK_SIZE, "physical_block_exp"),
-        (BlockFeature.TOPOLOGY, "writeback"),
-        (BlockFeature.CONFIG_WCE, "unused0"),
-        (BlockFeature.MQ, "max_discard_sectors"),
-        (BlockFeature.DISCARD, "max_write_zeroes_sectors"),
-        (BlockFeature.WRITE_ZEROES, "max_secure_erase_sectors"),
-        (BlockFeature.SECURE_ERASE, "zone_sectors"),
-    )
-)
-"""Where the configuration space ends at least, if a feature is there: the offset of the field after its own.
-"""
 
 
 class BlockRequests(DriverCore):
@@ -99,7 +81,7 @@ class BlockRequests(DriverCore):
         """Up to the last field that a negotiated feature speaks of (section 5.2.4): QEMU 7.2 has 60 bytes,
         not 96.
         """
-        return max(end for feature, end in CONFIG_ENDS if not feature or link.features & feature)
+        return config_length(self.device_id, link.features)
 
     def _started(self, link: LinkInfo, space: bytes) -> None:
         super()._started(link, space)

@@ -61,6 +61,17 @@ class ProtocolFeature(IntFlag, boundary=KEEP):
     """The backend may map files into the device's shared memory."""
 
 
+def protocol_feature_names(features: int) -> list[str]:
+    """The names of the bits that are set, lowest first; ``bit 40`` for one that has none.
+
+    >>> protocol_feature_names(1 << 40 | ProtocolFeature.MQ)
+    ['MQ', 'bit 40']
+    """
+    names = {feature.value: feature.name for feature in ProtocolFeature}
+    numbers = (number for number in range(features.bit_length()) if features >> number & 1)
+    return [names.get(1 << number) or f"bit {number}" for number in numbers]
+
+
 class Request(IntEnum):
     """What a frontend can ask (section "Front-end message types"), for ``Frontend.raw``."""
 

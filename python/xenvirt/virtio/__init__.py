@@ -5,9 +5,19 @@
 8
 """
 
+from .config_fields import config_length, counting_fields
 from .features import DeviceStatus, Feature
 from .ids import DeviceId
 from .names import config_class, feature_names
 from .structure import Structure
 
-__all__ = ["DeviceId", "DeviceStatus", "Feature", "Structure", "config_class", "feature_names"]
+__all__ = [
+    "DeviceId",
+    "DeviceStatus",
+    "Feature",
+    "Structure",
+    "config_class",
+    "config_length",
+    "counting_fields",
+    "feature_names",
+]
