@@ -5,6 +5,7 @@
 //! immutable snapshot ([`memory::GuestMemory`], the ring addresses), and the data path takes the new
 //! snapshot up between two requests.
 
+pub mod devices;
 pub mod endpoint;
 pub mod event_loop;
 pub mod in_process;

@@ -71,29 +71,29 @@ pub enum BatchError {
 
 /// How far a request is.
 #[derive(Clone, Copy, Debug, Default)]
-struct Progress {
+pub(super) struct Progress {
     /// Bytes of the writable data that were written, from its beginning without a gap.
     written: u64,
     /// Bytes of the readable data that were read.
     read: u64,
     trailer: bool,
-    completed: bool,
+    pub completed: bool,
 }
 
 /// What a batch and the parts of it share.
 #[derive(Debug)]
-struct Shared {
-    queue: Arc<VirtQueue>,
-    generation: u64,
+pub(super) struct Shared {
+    pub queue: Arc<VirtQueue>,
+    pub generation: u64,
     /// Keeps the segments mapped.
-    memory: GuestMemory,
-    requests: Requests,
+    pub memory: GuestMemory,
+    pub requests: Requests,
     progress: Mutex<Vec<Progress>>,
 }
 
 /// Which requests of the whole a batch has.
 #[derive(Clone, Debug)]
-enum Rows {
+pub(super) enum Rows {
     All,
     Some(Arc<[u32]>),
 }
@@ -103,8 +103,8 @@ enum Rows {
 /// with the device until the queue is reset.
 #[derive(Clone, Debug)]
 pub struct QueueBatch {
-    shared: Arc<Shared>,
-    rows: Rows,
+    pub(super) shared: Arc<Shared>,
+    pub(super) rows: Rows,
 }
 
 /// Which requests of a batch something holds for; one entry for each, in the order of the batch.
@@ -255,7 +255,7 @@ impl QueueBatch {
     /// In a child the lock may have been held by a thread of the parent.
     fn progress(&self) -> Result<MutexGuard<'_, Vec<Progress>>, BatchError> {
         self.shared.memory.check_owner().map_err(|_| BatchError::Forked)?;
-        Ok(self.shared.progress.lock().unwrap_or_else(PoisonError::into_inner))
+        Ok(self.shared.lock())
     }
 
     /// Does `act` for each request, while the queue cannot be stopped; none of them may be completed.
@@ -453,6 +453,12 @@ fn file_limit(limit: Option<u64>) -> u64 {
 pub(super) struct BatchStorage {
     pub requests: Requests,
     progress: Vec<Progress>,
+}
+
+impl Shared {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Vec<Progress>> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Drop for Shared {

@@ -22,6 +22,7 @@ mod in_flight;
 mod layout;
 mod parts;
 mod queue;
+mod request;
 mod requests;
 mod split;
 #[cfg(test)]
@@ -38,6 +39,7 @@ pub use driver_side::{Buffer, DriverRing, UsedChain};
 pub use error::{ChainError, RULES, RingError, RingPart};
 pub use layout::MAX_QUEUE_SIZE;
 pub use queue::{QueueCounters, QueueState, VirtQueue};
+pub use request::{Background, Outcome, QueueRequest};
 pub use requests::BatchLayout;
 pub use split::SplitRing;
 

@@ -11,6 +11,7 @@ use super::{
     batch::{BatchStorage, QueueBatch},
     chain::{Chain, QueueChain, Segment},
     error::{ChainError, RingError},
+    request::Background,
     requests::BatchLayout,
 };
 use crate::{
@@ -128,12 +129,15 @@ pub struct VirtQueue {
     /// Grows with every start and stop. Who copies from or to a chain holds it for reading, so that a
     /// stop waits for the copy, and none begins after it. Taken after `inner`, never before.
     generation: RwLock<u64>,
+    /// What works on chains while no call is inside of the queue.
+    background: Mutex<Option<Arc<dyn Background>>>,
 }
 
 impl VirtQueue {
     /// A stopped queue, of at most `max_size` descriptors.
     pub fn new(index: u16, max_size: u16) -> Self {
-        Self { index, max_size, inner: Mutex::new(Inner::new()), generation: RwLock::new(0) }
+        let (inner, generation) = (Mutex::new(Inner::new()), RwLock::new(0));
+        Self { index, max_size, inner, generation, background: Mutex::default() }
     }
 
     /// Nothing that runs under the lock panics; if it does, the data is still whole.
@@ -175,12 +179,16 @@ impl VirtQueue {
         // when a chain is taken.
         let _ = split.arm();
         let resumed = split.resumed();
-        inner.ring = Some(ring);
+        let before = inner.ring.replace(ring);
         inner.failed = None;
         inner.paused = false;
         if resumed {
             // Whoever served the ring before may have died between the used index and the call.
             inner.call();
+        }
+        drop(inner);
+        if before.is_some() {
+            self.settle();
         }
         Ok(())
     }
@@ -198,13 +206,35 @@ impl VirtQueue {
     /// Stops the ring: when this returns, nobody reads or writes its memory any more, and the chains
     /// that were taken are stale. Returns the available index to go on with, which lies before the
     /// newest chains that were not completed; `None` when there was no ring.
+    ///
+    /// It waits for copies, and for what works in the background (see [`Background`]) to be cancelled or done.
     pub fn stop(&self) -> Option<u16> {
         let mut inner = self.lock();
         self.advance();
         inner.failed = None;
         inner.paused = false;
-        let Ring::Split(ring) = inner.ring.take()?;
-        Some(ring.resume_index())
+        let ring = inner.ring.take();
+        drop(inner);
+        self.settle();
+        // Only now: what is mapped for single chains goes with the ring.
+        ring.map(|Ring::Split(ring)| ring.resume_index())
+    }
+
+    /// Says who works on chains of this queue in the background; nobody any more, with None.
+    pub fn set_background(&self, background: Option<Arc<dyn Background>>) {
+        let mut current = self.background.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *current, background);
+        drop(current);
+        drop(before);
+    }
+
+    fn settle(&self) {
+        let current = self.background.lock().unwrap_or_else(PoisonError::into_inner);
+        let background = current.clone();
+        drop(current);
+        if let Some(background) = background {
+            background.settle();
+        }
     }
 
     /// Begins a new generation, after the last copy of the old one has ended.
@@ -212,8 +242,9 @@ impl VirtQueue {
         *self.generation.write().unwrap_or_else(PoisonError::into_inner) += 1;
     }
 
-    /// Runs a copy, if this is still the generation, and keeps the queue from being stopped meanwhile.
-    pub(super) fn while_current<T>(&self, generation: u64, copy: impl FnOnce() -> T) -> Option<T> {
+    /// Runs a copy, if this is still the generation, and keeps the queue from being stopped meanwhile. Nothing
+    /// else may be asked of the queue inside.
+    pub(crate) fn while_current<T>(&self, generation: u64, copy: impl FnOnce() -> T) -> Option<T> {
         let current = self.generation.read().unwrap_or_else(PoisonError::into_inner);
         (*current == generation).then(copy)
     }

@@ -1,0 +1,249 @@
+//! A disk over a file, or over a block device of the host.
+//!
+//! # What happens to operations when a driver goes away
+//! An operation of io_uring reads or writes guest memory while no thread of ours does anything. The request that it
+//! is for is *kept* by the device, so GET_VRING_BASE waits for it, and the driver gets its answer before the
+//! ring stops. When the driver does not wait (a reset, a connection that ended, a deadline that has passed),
+//! [`VirtQueue::stop`](crate::ring::VirtQueue::stop) makes the requests stale, so that nothing new begins, and then has each
+//! queue [settle](crate::ring::Background::settle): what the kernel has not begun is cancelled, what it has begun is
+//! waited for. When the stop returns, nobody touches the guest's memory. A disk that does not answer makes a stop
+//! wait as long; so it would with a system call.
+//!
+//! A region that is taken out of the memory table stays mapped until the requests that lie in it have ended.
+
+use std::{
+    os::fd::OwnedFd,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use rustix::io::Errno;
+
+use super::{
+    block::{Disk, ID_SIZE, SECTOR},
+    file_queue::FileQueue,
+    uring::Uring,
+};
+use crate::{
+    memory::Owner,
+    ring::{Background, RingError, VirtQueue},
+};
+
+/// Who moves the bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Storage {
+    /// The kernel, beside us.
+    IoUring,
+    /// We, one system call after the other: as was asked for.
+    InPlace,
+    /// We, since the kernel allows no io_uring; the error says why.
+    NoIoUring(Errno),
+}
+
+/// What the storage is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Io {
+    /// Reading.
+    Read,
+    /// Writing, zeroes included.
+    Write,
+    /// fdatasync.
+    Sync,
+    /// fallocate.
+    Allocate,
+}
+
+/// Something that the storage refused; the driver was told IOERR.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{io:?} failed: {errno}")]
+pub struct Trouble {
+    /// What was tried.
+    pub io: Io,
+    /// What the kernel said.
+    pub errno: Errno,
+}
+
+/// How many operations have ended since the disk was made, well or not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IoCounters {
+    /// Of reading.
+    pub reads: u64,
+    /// Of writing.
+    pub writes: u64,
+    /// Of fdatasync.
+    pub syncs: u64,
+    /// Of fallocate.
+    pub allocates: u64,
+}
+
+/// Why a queue could not be served.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProcessError {
+    /// The driver broke a rule of the ring.
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    /// The kernel took no operations.
+    #[error("io_uring took no operations: {0}")]
+    Kernel(#[from] Errno),
+    /// There is no session, or the disk is closed.
+    #[error("queue {index} was not activated")]
+    NotActive {
+        /// Which queue.
+        index: u16,
+    },
+}
+
+/// What all queues of a disk share.
+#[derive(Debug)]
+pub(super) struct Settings {
+    size: AtomicU64,
+    read_only: bool,
+    write_through: AtomicBool,
+    pub id: [u8; ID_SIZE],
+    pub storage: Storage,
+    counters: [AtomicU64; 4],
+}
+
+impl Settings {
+    pub(super) fn disk(&self) -> Disk {
+        Disk { size: self.size.load(Ordering::Relaxed), read_only: self.read_only }
+    }
+
+    pub(super) fn write_through(&self) -> bool {
+        self.write_through.load(Ordering::Relaxed)
+    }
+
+    fn counter(&self, io: Io) -> &AtomicU64 {
+        let [reads, writes, syncs, allocates] = &self.counters;
+        match io {
+            Io::Read => reads,
+            Io::Write => writes,
+            Io::Sync => syncs,
+            Io::Allocate => allocates,
+        }
+    }
+
+    pub(super) fn count(&self, io: Io) {
+        self.counter(io).fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[derive(Debug)]
+struct Active {
+    queue: Arc<VirtQueue>,
+    worker: Arc<FileQueue>,
+}
+
+/// A disk whose byte 0 is the file's byte 0. All methods may be called from any thread.
+#[derive(Debug)]
+pub struct FileBlock {
+    settings: Arc<Settings>,
+    file: Mutex<Option<Arc<OwnedFd>>>,
+    active: Mutex<Vec<Active>>,
+    owner: Owner,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl FileBlock {
+    /// A disk over an open file, of `size` bytes, of which a tail that is no sector is left alone.
+    ///
+    /// With `io_uring` the data is moved by it where the kernel allows that; [`Self::storage`] says. Without, and
+    /// else, each request is a system call.
+    pub fn new(file: OwnedFd, size: u64, read_only: bool, id: [u8; ID_SIZE], io_uring: bool) -> Self {
+        let storage = match io_uring.then(Uring::new) {
+            Some(Ok(_)) => Storage::IoUring,
+            Some(Err(errno)) => Storage::NoIoUring(errno),
+            None => Storage::InPlace,
+        };
+        let settings = Settings {
+            size: AtomicU64::new(size / SECTOR * SECTOR),
+            read_only,
+            write_through: AtomicBool::new(false),
+            id,
+            storage,
+            counters: Default::default(),
+        };
+        let (file, active) = (Mutex::new(Some(Arc::new(file))), Mutex::default());
+        Self { settings: Arc::new(settings), file, active, owner: Owner::this_process() }
+    }
+
+    /// Who moves the bytes.
+    pub fn storage(&self) -> Storage {
+        self.settings.storage
+    }
+
+    /// What was done.
+    pub fn counters(&self) -> IoCounters {
+        let [reads, writes, syncs, allocates] = [Io::Read, Io::Write, Io::Sync, Io::Allocate]
+            .map(|io| self.settings.counter(io).load(Ordering::Relaxed));
+        IoCounters { reads, writes, syncs, allocates }
+    }
+
+    /// The disk has another size, in bytes, from now on.
+    pub fn set_size(&self, size: u64) {
+        self.settings.size.store(size / SECTOR * SECTOR, Ordering::Relaxed);
+    }
+
+    /// Whether writes are made durable before they are answered (section 5.2.6.2).
+    pub fn set_write_through(&self, write_through: bool) {
+        self.settings.write_through.store(write_through, Ordering::Relaxed);
+    }
+
+    /// The driver is ready. Returns descriptors for each queue: when one is readable, [`Self::process`] is to be
+    /// called for the queue. Close them at the reset.
+    ///
+    /// # Errors
+    /// The kernel gave no descriptor; the disk is closed (EBADF).
+    pub fn activate(&self, queues: &[Arc<VirtQueue>]) -> Result<Vec<Vec<OwnedFd>>, Errno> {
+        self.reset();
+        let file = lock(&self.file).clone().ok_or(Errno::BADF)?;
+        let mut active = lock(&self.active);
+        for queue in queues {
+            let worker = Arc::new(FileQueue::new(Arc::clone(&file), Arc::clone(&self.settings))?);
+            queue.set_background(Some(Arc::clone(&worker) as Arc<dyn Background>));
+            active.push(Active { queue: Arc::clone(queue), worker });
+        }
+        active.iter().map(|one| one.worker.wake_fds()).collect()
+    }
+
+    /// Answers what is in the ring, or begins to, and ends what the storage has done since. What the storage
+    /// refused is told.
+    ///
+    /// # Errors
+    /// The driver broke a rule of the ring, or the kernel takes no operations: the queue cannot go on.
+    pub fn process(&self, queue: &Arc<VirtQueue>) -> Result<Vec<Trouble>, ProcessError> {
+        let index = queue.index();
+        let worker = lock(&self.active).get(usize::from(index)).map(|one| Arc::clone(&one.worker));
+        worker.ok_or(ProcessError::NotActive { index })?.process(queue)
+    }
+
+    /// The driver is gone, and all queues are stopped.
+    pub fn reset(&self) {
+        let active = std::mem::take(&mut *lock(&self.active));
+        for Active { queue, worker } in active {
+            queue.set_background(None);
+            worker.settle();
+        }
+    }
+
+    /// Lets go of the file.
+    pub fn close(&self) {
+        self.reset();
+        lock(&self.file).take();
+    }
+}
+
+impl Drop for FileBlock {
+    fn drop(&mut self) {
+        // A child may have forked while somebody held a lock.
+        if self.owner.is_this_process() {
+            self.reset();
+        }
+    }
+}

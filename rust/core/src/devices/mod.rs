@@ -1,0 +1,17 @@
+//! Devices in Rust: they take a [`VirtQueue`](crate::ring::VirtQueue) and answer what is in it.
+//!
+//! What a device is (its id, features, config space) is said by whoever serves it; here is what it does
+//! with requests. [`NullBlock`] answers at once; [`FileBlock`] has the kernel move the data between a file
+//! and guest memory, by io_uring where that is allowed.
+
+mod block;
+mod file_block;
+mod file_queue;
+mod null_block;
+#[cfg(test)]
+mod tests;
+mod uring;
+mod work;
+
+pub use file_block::{FileBlock, Io, IoCounters, ProcessError, Storage, Trouble};
+pub use null_block::NullBlock;
