@@ -19,8 +19,6 @@ pub(super) struct Descriptor {
 }
 
 impl Descriptor {
-    pub(super) const SIZE: usize = 16;
-
     #[inline(always)]
     fn from_words(first: u64, second: u64) -> Self {
         let (first, second) = (u64::from_le(first), u64::from_le(second));
@@ -36,23 +34,12 @@ impl Descriptor {
 /// Reads a descriptor once.
 ///
 /// # Safety
-/// 16 mapped bytes at `at`, at any alignment (an indirect table has none that it must keep).
+/// 16 mapped bytes at `at`, aligned to 8.
 #[inline(always)]
 pub(super) unsafe fn load_descriptor(at: *const u8) -> Descriptor {
-    if (at as usize).is_multiple_of(align_of::<u64>()) {
-        let words = at.cast::<u64>();
-        // SAFETY: mapped (the caller's promise), aligned (asked above).
-        unsafe { Descriptor::from_words(words.read_volatile(), words.add(1).read_volatile()) }
-    } else {
-        let mut bytes = [0u8; Descriptor::SIZE];
-        for (index, byte) in bytes.iter_mut().enumerate() {
-            // SAFETY: index < 16.
-            *byte = unsafe { at.add(index).read_volatile() };
-        }
-        let (first, second) = bytes.split_at(8);
-        let word = |half: &[u8]| half.iter().rev().fold(0u64, |word, &byte| word << 8 | u64::from(byte));
-        Descriptor::from_words(word(first).to_le(), word(second).to_le())
-    }
+    let words = at.cast::<u64>();
+    // SAFETY: the caller's promise.
+    unsafe { Descriptor::from_words(words.read_volatile(), words.add(1).read_volatile()) }
 }
 
 /// Writes a descriptor.

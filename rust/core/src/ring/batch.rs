@@ -14,60 +14,12 @@ use std::{
 };
 
 use super::{
+    chain_error::BatchError,
     queue::VirtQueue,
     requests::{BatchLayout, Request, Requests},
     transfer,
 };
 use crate::memory::{GuestMemory, Source, Target};
-
-/// Why an operation on a batch failed. Nothing was done.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum BatchError {
-    /// The queue was stopped or reset after the batch was taken: the driver has its chains back.
-    #[error("the batch is stale: its queue was stopped or reset after the batch was taken")]
-    Stale,
-    /// This process was forked from the one whose batch it is.
-    #[error("the batch belongs to the process that this one was forked from")]
-    Forked,
-    /// The memory of a request went away (a truncated file).
-    #[error("the guest memory of the batch is gone: what backed it was truncated or taken away")]
-    Fault,
-    /// A request of the batch was completed before: the driver has it back.
-    #[error("chain {head} of the batch is completed already")]
-    Completed {
-        /// Head of the chain.
-        head: u16,
-    },
-    /// A list that goes with the batch has not one entry for each request.
-    #[error("{given} {what} given for a batch of {requests} requests")]
-    Length {
-        /// What the list is.
-        what: &'static str,
-        /// Its entries.
-        given: usize,
-        /// Requests of the batch.
-        requests: usize,
-    },
-    /// The value does not fit the trailer.
-    #[error("trailer value {value:#x} does not fit {size} bytes")]
-    TrailerValue {
-        /// The value.
-        value: u64,
-        /// Bytes of the trailer.
-        size: usize,
-    },
-    /// A field that is not in the header.
-    #[error("field at byte {offset}, {width} wide: not a field of a header of {header} bytes")]
-    Field {
-        /// Where it begins.
-        offset: usize,
-        /// Its width in bytes.
-        width: usize,
-        /// Bytes of the header.
-        header: usize,
-    },
-}
 
 /// How far a request is.
 #[derive(Clone, Copy, Debug, Default)]
@@ -411,6 +363,35 @@ impl QueueBatch {
     pub fn complete(&self) -> Result<(), BatchError> {
         let BatchLayout { header, trailer } = self.layout();
         let mut progress = self.progress()?;
+        if trailer > 0 {
+            self.fill_gaps(&mut progress)?;
+        }
+        let open = |request: &Request, state: &mut Progress| {
+            if std::mem::replace(&mut state.completed, true) {
+                return None;
+            }
+            let written = state.written + if state.trailer { trailer as u64 } else { 0 };
+            Some((request.head, written, header as u64 + state.read))
+        };
+        let list = &self.shared.requests.list;
+        let (queue, generation) = (&self.shared.queue, self.shared.generation);
+        let completed = match &self.rows {
+            Rows::All => {
+                let all = list.iter().zip(progress.iter_mut());
+                queue.complete_all(generation, all.filter_map(|(request, state)| open(request, state)))
+            }
+            Rows::Some(rows) => {
+                let some = rows
+                    .iter()
+                    .filter_map(|&row| open(list.get(row as usize)?, progress.get_mut(row as usize)?));
+                queue.complete_all(generation, some)
+            }
+        };
+        completed.ok_or(BatchError::Stale)
+    }
+
+    /// Zeroes in the place of data that was not written before a trailer that was.
+    fn fill_gaps(&self, progress: &mut [Progress]) -> Result<(), BatchError> {
         let filled = self.shared.queue.while_current(self.shared.generation, || {
             for (row, request) in self.requests() {
                 let state = &mut progress[row];
@@ -422,17 +403,7 @@ impl QueueBatch {
                 }
             }
         });
-        filled.ok_or(BatchError::Stale)?;
-        let open = self.requests().filter_map(|(row, request)| {
-            let state = progress.get_mut(row)?;
-            if state.completed {
-                return None;
-            }
-            state.completed = true;
-            let written = state.written + if state.trailer { trailer as u64 } else { 0 };
-            Some((request.head, written, header as u64 + state.read))
-        });
-        self.shared.queue.complete_all(self.shared.generation, open).ok_or(BatchError::Stale)
+        filled.ok_or(BatchError::Stale)
     }
 }
 

@@ -8,7 +8,7 @@
 
 use std::{os::fd::BorrowedFd, ptr::NonNull, sync::Arc};
 
-use super::{error::ChainError, queue::VirtQueue, transfer};
+use super::{chain_error::ChainError, queue::VirtQueue, transfer};
 use crate::memory::{GuestMemory, Hold, Lease, Source, Target};
 
 /// A piece of a buffer: a range of our memory that was checked.
@@ -291,7 +291,7 @@ impl QueueChain {
         if len > self.chain.writable {
             return Err(ChainError::DoesNotFit { head, len, room: self.chain.writable });
         }
-        self.queue.complete(self.generation, head, len, self.read)?;
+        self.queue.complete(self.generation, head, len, self.read, &mut self.chain.segments)?;
         self.completed = true;
         Ok(())
     }
@@ -346,8 +346,9 @@ fn leases(hold: &Arc<dyn Hold>, pieces: impl Iterator<Item = Segment>) -> Vec<Le
 
 impl Drop for QueueChain {
     fn drop(&mut self) {
-        let segments = std::mem::take(&mut self.chain.segments);
-        let abandoned = (!self.completed).then_some(self.chain.head);
-        self.queue.give_back(self.generation, abandoned, segments);
+        if !self.completed {
+            let segments = std::mem::take(&mut self.chain.segments);
+            self.queue.give_back(self.generation, self.chain.head, segments);
+        }
     }
 }

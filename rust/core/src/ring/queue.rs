@@ -7,22 +7,12 @@ use std::{
 };
 
 use super::{
-    Ring, RingConfig, SplitRing,
-    batch::{BatchStorage, QueueBatch},
-    chain::{Chain, QueueChain, Segment},
-    error::{ChainError, RingError},
-    request::Background,
-    requests::BatchLayout,
+    Ring, RingConfig, SplitRing, batch::BatchStorage, chain::Segment, error::RingError, request::Background,
 };
 use crate::{
     event_loop::signal,
     memory::{GuestMemory, Lease, Owner},
 };
-
-/// How many lists of segments are kept for the next chains.
-const SPARE: usize = 64;
-/// How much storage of batches is kept for the next ones.
-const SPARE_BATCHES: usize = 2;
 
 /// What a queue does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,23 +43,26 @@ pub struct QueueCounters {
 }
 
 #[derive(Debug)]
-struct Inner {
-    owner: Owner,
-    ring: Option<Ring>,
-    failed: Option<RingError>,
-    paused: bool,
-    polled: bool,
+pub(super) struct Inner {
+    pub owner: Owner,
+    /// As in the queue's own; here it is asked for under the lock that one has anyway.
+    pub generation: u64,
+    pub ring: Option<Ring>,
+    pub failed: Option<RingError>,
+    pub paused: bool,
+    pub polled: bool,
     call: Option<OwnedFd>,
     err: Option<OwnedFd>,
-    counters: QueueCounters,
-    spare: Vec<Vec<Segment>>,
-    spare_batches: Vec<BatchStorage>,
+    pub counters: QueueCounters,
+    pub spare: Vec<Vec<Segment>>,
+    pub spare_batches: Vec<BatchStorage>,
 }
 
 impl Inner {
     fn new() -> Self {
         Self {
             owner: Owner::this_process(),
+            generation: 0,
             ring: None,
             failed: None,
             paused: false,
@@ -83,7 +76,7 @@ impl Inner {
     }
 
     /// The ring, when chains may be taken from it.
-    fn running(&mut self) -> Result<Option<&mut SplitRing>, RingError> {
+    pub(super) fn running(&mut self) -> Result<Option<&mut SplitRing>, RingError> {
         if !self.owner.is_this_process() {
             return Err(RingError::Forked);
         }
@@ -96,11 +89,11 @@ impl Inner {
         }
     }
 
-    fn split(&mut self) -> Option<&mut SplitRing> {
+    pub(super) fn split(&mut self) -> Option<&mut SplitRing> {
         self.ring.as_mut().map(|Ring::Split(ring)| ring)
     }
 
-    fn call(&mut self) {
+    pub(super) fn call(&mut self) {
         self.counters.calls += 1;
         if let Some(call) = &self.call {
             signal(call.as_fd());
@@ -108,7 +101,7 @@ impl Inner {
     }
 
     /// Puts the queue in its error state, once.
-    fn fail(&mut self, error: RingError) -> RingError {
+    pub(super) fn fail(&mut self, error: RingError) -> RingError {
         if self.failed.is_none() {
             self.failed = Some(error.clone());
             self.counters.errors += 1;
@@ -141,7 +134,7 @@ impl VirtQueue {
     }
 
     /// Nothing that runs under the lock panics; if it does, the data is still whole.
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -172,7 +165,7 @@ impl VirtQueue {
             return Err(inner.fail(error));
         }
         let mut ring = config.activate(memory).map_err(|error| inner.fail(error))?;
-        self.advance();
+        self.advance(&mut inner);
         let Ring::Split(split) = &mut ring;
         split.set_polled(inner.polled);
         // Whoever served the ring before may have asked for no kicks. What is wrong with the ring is told
@@ -210,7 +203,7 @@ impl VirtQueue {
     /// It waits for copies, and for what works in the background (see [`Background`]) to be cancelled or done.
     pub fn stop(&self) -> Option<u16> {
         let mut inner = self.lock();
-        self.advance();
+        self.advance(&mut inner);
         inner.failed = None;
         inner.paused = false;
         let ring = inner.ring.take();
@@ -238,8 +231,9 @@ impl VirtQueue {
     }
 
     /// Begins a new generation, after the last copy of the old one has ended.
-    fn advance(&self) {
-        *self.generation.write().unwrap_or_else(PoisonError::into_inner) += 1;
+    fn advance(&self, inner: &mut Inner) {
+        inner.generation += 1;
+        *self.generation.write().unwrap_or_else(PoisonError::into_inner) = inner.generation;
     }
 
     /// Runs a copy, if this is still the generation, and keeps the queue from being stopped meanwhile. Nothing
@@ -252,7 +246,7 @@ impl VirtQueue {
     /// What is mapped for one chain alone; not to be asked for inside of `while_current`.
     pub(super) fn leases(&self, generation: u64, head: u16) -> Vec<Lease> {
         let mut inner = self.lock();
-        let current = self.generation() == generation;
+        let current = inner.generation == generation;
         inner.split().filter(|_| current).map_or_else(Vec::new, |ring| ring.leases(head).to_vec())
     }
 
@@ -304,7 +298,7 @@ impl VirtQueue {
 
     /// How many chains are held by somebody who may complete them.
     pub fn kept(&self) -> usize {
-        self.lock().split().map_or(0, |ring| ring.in_flight().kept().into())
+        self.lock().split().map_or(0, |ring| ring.in_flight().kept())
     }
 
     /// How many chains were dropped without having been completed: they stay with the device.
@@ -335,222 +329,12 @@ impl VirtQueue {
             signal(err.as_fd());
         }
     }
-
-    /// The driver kicked, and the device is about to look: no more kicks until [`Self::processed`].
-    /// False when there is nothing to look at: the queue does not run, is paused or failed.
-    pub fn kicked(&self) -> bool {
-        let mut inner = self.lock();
-        let Ok(Some(ring)) = inner.running() else { return false };
-        ring.disarm();
-        let looked = ring.look();
-        inner.counters.kicks += 1;
-        if let Err(error) = looked {
-            inner.fail(error);
-        }
-        true
-    }
-
-    /// From now on somebody looks by [`Self::has_work`], and no kicks are asked for; or no longer. See
-    /// [`Self::sleep`].
-    pub fn set_polled(&self, polled: bool) {
-        let mut inner = self.lock();
-        inner.polled = polled;
-        if let Some(ring) = inner.split() {
-            ring.set_polled(polled);
-        }
-    }
-
-    /// Ends the polling: kicks are asked for again. True when there is something already.
-    pub fn sleep(&self) -> bool {
-        self.set_polled(false);
-        self.processed()
-    }
-
-    /// Is there a chain that was not taken? Asks for no kick.
-    pub fn has_work(&self) -> bool {
-        let mut inner = self.lock();
-        match inner.running().map(|ring| ring.map(SplitRing::look)) {
-            Ok(Some(Ok(waiting))) => waiting > 0,
-            Ok(Some(Err(error))) => {
-                inner.fail(error);
-                false
-            }
-            _ => false,
-        }
-    }
-
-    /// The device has looked: asks for a kick for whatever comes on top, also when the device left
-    /// chains in the ring. Returns true when something came that nobody has looked at; no kick was
-    /// sent for it, so let the device look again, after [`Self::kicked`].
-    pub fn processed(&self) -> bool {
-        let mut inner = self.lock();
-        match inner.running().map(|ring| ring.map(SplitRing::arm)) {
-            Ok(Some(Ok(more))) => more,
-            Ok(Some(Err(error))) => {
-                inner.fail(error);
-                false
-            }
-            _ => false,
-        }
-    }
-
-    /// Takes the next chain. `None` when the ring is empty: then a kick comes for the next one. Also
-    /// when the queue is stopped or paused.
-    pub fn pop(self: &Arc<Self>) -> Result<Option<QueueChain>, RingError> {
-        let mut inner = self.lock();
-        let mut segments = inner.spare.pop().unwrap_or_default();
-        segments.clear();
-        let Some(ring) = inner.running()? else { return Ok(None) };
-        let taken = loop {
-            match ring.take(&mut segments) {
-                Ok(Some(extent)) => {
-                    ring.accept(extent.head);
-                    break Ok(extent);
-                }
-                Ok(None) => {}
-                Err(error) => break Err(Some(error)),
-            }
-            match ring.look() {
-                Ok(0) => match ring.arm() {
-                    Ok(true) => {}
-                    Ok(false) => break Err(None),
-                    Err(error) => break Err(Some(error)),
-                },
-                Ok(_) => {}
-                Err(error) => break Err(Some(error)),
-            }
-        };
-        match taken {
-            Ok(extent) => {
-                let chain = Chain {
-                    head: extent.head,
-                    segments,
-                    readable_segments: extent.readable_segments as usize,
-                    readable: extent.readable,
-                    writable: extent.writable,
-                };
-                let memory = ring.memory().clone();
-                Ok(Some(QueueChain::new(Arc::clone(self), self.generation(), memory, chain)))
-            }
-            Err(error) => {
-                inner.spare.push(segments);
-                error.map_or(Ok(None), |error| Err(inner.fail(error)))
-            }
-        }
-    }
-
-    /// Takes up to `limit` chains at once, each with a header and a trailer of the given sizes. `None`
-    /// as for [`Self::pop`]. When a chain breaks a rule (or is too short for its header and trailer),
-    /// those before it are handed out first.
-    pub fn pop_batch(
-        self: &Arc<Self>,
-        limit: usize,
-        layout: BatchLayout,
-    ) -> Result<Option<QueueBatch>, RingError> {
-        let mut inner = self.lock();
-        let mut storage = inner.spare_batches.pop().unwrap_or_default();
-        storage.requests.begin(layout);
-        let Some(ring) = inner.running()? else { return Ok(None) };
-        let taken = ring.take_many(limit, &mut storage.requests);
-        if storage.requests.list.is_empty() {
-            inner.spare_batches.push(storage);
-            return taken.map(|()| None).map_err(|error| inner.fail(error));
-        }
-        let memory = ring.memory().clone();
-        Ok(Some(QueueBatch::new(Arc::clone(self), self.generation(), memory, storage)))
-    }
-
-    /// Puts a chain in the used ring, and calls if the driver wants.
-    pub(super) fn complete(
-        &self,
-        generation: u64,
-        head: u16,
-        written: u64,
-        read: u64,
-    ) -> Result<(), ChainError> {
-        let mut inner = self.lock();
-        if !inner.owner.is_this_process() {
-            return Err(ChainError::Forked { head });
-        }
-        if self.generation() != generation {
-            return Err(ChainError::Stale { head });
-        }
-        let ring = inner.split().ok_or(ChainError::Stale { head })?;
-        // A chain of exactly 2^32 writable bytes claims one less: the field has no room for it.
-        if !ring.put(head, u32::try_from(written).unwrap_or(u32::MAX)) {
-            return Err(ChainError::Completed { head });
-        }
-        let call = ring.publish();
-        inner.counters.chains += 1;
-        inner.counters.bytes_read += read;
-        inner.counters.bytes_written += written;
-        if call {
-            inner.call();
-        }
-        Ok(())
-    }
-
-    /// Puts chains in the used ring, each with its head, the bytes written and the bytes read; publishes
-    /// them together and calls at most once. `None` when the generation has ended.
-    pub(super) fn complete_all(
-        &self,
-        generation: u64,
-        chains: impl Iterator<Item = (u16, u64, u64)>,
-    ) -> Option<()> {
-        let mut inner = self.lock();
-        if self.generation() != generation {
-            return None;
-        }
-        let mut counters = inner.counters;
-        let ring = inner.split()?;
-        for (head, written, read) in chains {
-            if ring.put(head, u32::try_from(written).unwrap_or(u32::MAX)) {
-                counters.chains += 1;
-                counters.bytes_read += read;
-                counters.bytes_written += written;
-            }
-        }
-        let call = ring.publish();
-        inner.counters = counters;
-        if call {
-            inner.call();
-        }
-        Some(())
-    }
-
-    /// A batch ends; see [`Self::give_back`].
-    pub(super) fn give_back_batch(&self, generation: u64, abandoned: &[u16], storage: BatchStorage) {
-        let mut inner = self.lock();
-        if !abandoned.is_empty()
-            && self.generation() == generation
-            && let Some(ring) = inner.split()
-        {
-            abandoned.iter().for_each(|&head| ring.abandon(head));
-        }
-        if inner.spare_batches.len() < SPARE_BATCHES {
-            inner.spare_batches.push(storage);
-        }
-    }
-
-    /// A chain ends: its storage comes back, and nobody can complete it any more.
-    pub(super) fn give_back(&self, generation: u64, abandoned: Option<u16>, segments: Vec<Segment>) {
-        let mut inner = self.lock();
-        if let Some(head) = abandoned
-            && self.generation() == generation
-            && let Some(ring) = inner.split()
-        {
-            ring.abandon(head);
-        }
-        if inner.spare.len() < SPARE {
-            inner.spare.push(segments);
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::{super::test_guest::*, *};
-    use crate::ring::RingFeatures;
+    use crate::ring::{ChainError, QueueChain, RingFeatures};
 
     fn started(features: RingFeatures) -> (TestGuest, Arc<VirtQueue>) {
         let guest = TestGuest::new(8, features);

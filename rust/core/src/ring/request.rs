@@ -12,8 +12,9 @@ use std::{fmt::Debug, os::fd::BorrowedFd, sync::Arc};
 use rustix::io::Errno;
 
 use super::{
-    batch::{BatchError, QueueBatch, Rows, Shared},
+    batch::{QueueBatch, Rows, Shared},
     chain::Segment,
+    chain_error::BatchError,
     queue::VirtQueue,
     requests::{BatchLayout, Request},
     transfer,

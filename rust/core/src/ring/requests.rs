@@ -7,6 +7,7 @@
 use super::{
     chain::{Extent, Segment},
     error::RingError,
+    walk::{Refusal, refuse},
 };
 
 /// Where each request of a batch has its fixed parts: both in bytes, 0 for none.
@@ -52,6 +53,13 @@ impl Requests {
         self.segments.clear();
     }
 
+    /// Makes room for so many requests.
+    pub(super) fn reserve(&mut self, count: usize) {
+        self.list.reserve(count);
+        self.headers.reserve(count * self.layout.header);
+        self.segments.reserve(4 * count);
+    }
+
     /// Where the walk puts the segments of the next chain.
     #[inline(always)]
     pub(super) fn segments(&mut self) -> &mut Vec<Segment> {
@@ -61,16 +69,16 @@ impl Requests {
 
     /// Makes a request of the chain whose segments were just added, or takes them off again.
     #[inline(always)]
-    pub(super) fn add(&mut self, extent: &Extent) -> Result<(), RingError> {
+    pub(super) fn add(&mut self, extent: &Extent) -> Result<(), Refusal> {
         let BatchLayout { header, trailer } = self.layout;
         let head = extent.head;
         if extent.readable < header as u64 {
             self.segments.truncate(self.mark);
-            return Err(RingError::ChainHeader { head, readable: extent.readable, header });
+            return Err(refuse(RingError::ChainHeader { head, readable: extent.readable, header }));
         }
         if extent.writable < trailer as u64 {
             self.segments.truncate(self.mark);
-            return Err(RingError::ChainTrailer { head, writable: extent.writable, trailer });
+            return Err(refuse(RingError::ChainTrailer { head, writable: extent.writable, trailer }));
         }
         let taken = self.take_header(header);
         let first = (self.mark + taken) as u32;

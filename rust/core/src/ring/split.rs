@@ -17,7 +17,7 @@ use super::{
     layout::{self, NO_INTERRUPT, NO_NOTIFY},
     parts::{Parts, locate},
     requests::Requests,
-    walk::Walker,
+    walk::{Refusal, Walker, refuse},
 };
 use crate::memory::{GuestMemory, Lease};
 
@@ -76,7 +76,7 @@ impl SplitRing {
             signalled: fresh.then_some(0),
             armed: None,
             polled: false,
-            in_flight: InFlight::new(size, next),
+            in_flight: InFlight::new(size, next, config.features.in_order),
         })
     }
 
@@ -153,30 +153,28 @@ impl SplitRing {
         Ok(waiting)
     }
 
-    /// Takes a chain and appends its segments. `None` when there is none among those that we have seen.
+    /// True when no chain waits among those that we have seen.
     #[inline(always)]
-    pub(super) fn take(&mut self, segments: &mut Vec<Segment>) -> Result<Option<Extent>, RingError> {
-        if self.next_available == self.available_seen {
-            return Ok(None);
-        }
+    pub(super) fn is_drained(&self) -> bool {
+        self.next_available == self.available_seen
+    }
+
+    /// Takes the next chain, of which there must be one, and appends its segments.
+    #[inline(always)]
+    pub(super) fn take(&mut self, segments: &mut Vec<Segment>) -> Result<Extent, Refusal> {
         let first = segments.len();
         let slot = usize::from(self.next_available) & self.mask();
         let at = self.parts.available.wrapping_add(layout::AVAILABLE_RING + slot * layout::AVAILABLE_ENTRY);
         // SAFETY: slot < size, aligned to 2.
         let head = unsafe { load_u16(at, Ordering::Relaxed) };
         if head >= self.size {
-            return Err(RingError::HeadIndex { head, size: self.size });
+            return Err(refuse(RingError::HeadIndex { head, size: self.size }));
         }
         if self.in_flight.has(head) {
-            return Err(RingError::HeadInFlight { head });
+            return Err(refuse(RingError::HeadInFlight { head }));
         }
         match self.walker.walk(head, segments) {
-            Ok(_) if self.memory.poisoned() => {
-                segments.truncate(first);
-                self.walker.let_go(head);
-                Err(RingError::MemoryFault)
-            }
-            Ok(extent) => Ok(Some(extent)),
+            Ok(extent) => Ok(extent),
             Err(error) => {
                 segments.truncate(first);
                 self.walker.let_go(head);
@@ -188,14 +186,21 @@ impl SplitRing {
     /// Takes up to `limit` chains of those that are there now. When there is none, notifications are
     /// armed; when one breaks a rule, those before it have been taken.
     pub(super) fn take_many(&mut self, limit: usize, requests: &mut Requests) -> Result<(), RingError> {
-        while self.look()? == 0 {
-            if !self.arm()? {
-                return Ok(());
+        let waiting = loop {
+            match self.look()? {
+                0 if self.arm()? => {}
+                0 => return Ok(()),
+                waiting => break waiting,
             }
-        }
-        for _ in 0..limit {
-            let Some(extent) = self.take(requests.segments())? else { break };
-            requests.add(&extent)?;
+        };
+        let count = limit.min(waiting.into());
+        requests.reserve(count);
+        for _ in 0..count {
+            let extent = self.take(requests.segments()).map_err(|error| *error)?;
+            if let Err(error) = requests.add(&extent) {
+                self.walker.let_go(extent.head);
+                return Err(*error);
+            }
             self.accept(extent.head);
         }
         if self.memory.poisoned() {
@@ -264,7 +269,7 @@ impl SplitRing {
         // reads the index. So one of the two sees the other's store, and no call is lost.
         fence(Ordering::SeqCst);
         let old = self.signalled.replace(new);
-        if self.features.notify_on_empty && self.is_drained() {
+        if self.features.notify_on_empty && self.is_empty() {
             return true;
         }
         if self.features.event_idx {
@@ -280,11 +285,11 @@ impl SplitRing {
     }
 
     /// NOTIFY_ON_EMPTY: everything that was made available was used.
-    fn is_drained(&self) -> bool {
+    fn is_empty(&self) -> bool {
         let at = self.parts.available.wrapping_add(layout::AVAILABLE_INDEX);
         // SAFETY: within the available ring, aligned to 2.
         let index = unsafe { load_u16(at, Ordering::Relaxed) };
-        self.in_flight.outstanding() == 0 && index == self.next_available
+        index == self.next_available && self.in_flight.is_empty()
     }
 
     /// Asks the driver for no notifications: somebody is about to look in any case.

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use super::{
     RingFeatures,
-    access::load_descriptor,
+    access::{Descriptor, load_descriptor},
     chain::{Extent, Segment},
     error::RingError,
     layout::{self, INDIRECT, NEXT, WRITE},
@@ -31,8 +31,8 @@ pub(super) struct Walker {
     /// What is mapped for single chains only, by head: given back before the driver gets the chain. None
     /// for memory that is always mapped.
     leases: HashMap<u16, Vec<Lease>>,
-    /// The copy of an indirect table that does not lie in one region.
-    gathered: Vec<u8>,
+    /// The copy of an indirect table that does not lie in one region, or is not aligned.
+    gathered: Vec<u64>,
 }
 
 impl Walker {
@@ -76,52 +76,68 @@ impl Walker {
 
     /// Follows the descriptors of a chain, checks and translates each.
     #[inline(always)]
-    pub(super) fn walk(&mut self, head: u16, segments: &mut Vec<Segment>) -> Result<Extent, RingError> {
-        let first = segments.len();
-        let mut table = self.descriptors;
-        let mut entries = u32::from(self.size);
-        let mut limit = entries;
-        let mut left = entries;
-        let mut indirect = false;
-        let mut index = head;
-        let mut bytes = 0u64;
-        let (mut readable, mut readable_segments) = (0u64, 0);
-        let mut writable_seen = false;
-        loop {
-            if left == 0 || bytes > 1 << 32 {
-                return Err(too_long(head, limit, bytes));
-            }
-            left -= 1;
-            // SAFETY: index < entries, and the table was translated for all of them.
+    pub(super) fn walk(&mut self, head: u16, segments: &mut Vec<Segment>) -> Result<Extent, Refusal> {
+        let mut trail = Trail { head, first: segments.len(), ..Trail::default() };
+        let entries = self.size.into();
+        let table = self.follow::<false>(self.descriptors, entries, head, &mut trail, segments)?;
+        if let Some(table) = table {
+            self.walk_table(table, &mut trail, segments)?;
+        }
+        trail.end(segments.len())
+    }
+
+    #[inline(never)]
+    fn walk_table(
+        &mut self,
+        Descriptor { address, len, .. }: Descriptor,
+        trail: &mut Trail,
+        segments: &mut Vec<Segment>,
+    ) -> Result<(), Refusal> {
+        let head = trail.head;
+        if len == 0 || !len.is_multiple_of(layout::DESCRIPTOR as u32) {
+            return Err(refuse(RingError::IndirectLength { head, len }));
+        }
+        let table = match self.translator.translate(address, len.into(), Access::Read) {
+            Some(base) if base.cast::<u64>().is_aligned() => base.as_ptr().cast_const(),
+            _ => self.reach_table(head, address, len)?,
+        };
+        self.follow::<true>(table, len / layout::DESCRIPTOR as u32, 0, trail, segments)?;
+        Ok(())
+    }
+
+    /// Follows the descriptors of one table, from `index` on. `TABLE` is true for an indirect one. Returns
+    /// the descriptor that refers to a table, where the chain goes on in one.
+    #[inline(always)]
+    fn follow<const TABLE: bool>(
+        &mut self,
+        table: *const u8,
+        entries: u32,
+        mut index: u16,
+        trail: &mut Trail,
+        segments: &mut Vec<Segment>,
+    ) -> Result<Option<Descriptor>, Refusal> {
+        let head = trail.head;
+        let limit = if TABLE { entries.min(INDIRECT_LIMIT.max(self.size.into())) } else { entries };
+        // As many as there may be: who comes by here more often goes in a circle.
+        for _ in 0..limit {
+            // SAFETY: index < entries, and the table was translated for all of them; aligned.
             let descriptor =
                 unsafe { load_descriptor(table.wrapping_add(usize::from(index) * layout::DESCRIPTOR)) };
-            let flags = descriptor.flags;
+            let Descriptor { address, len, flags, next } = descriptor;
             if flags & INDIRECT != 0 {
-                if indirect || flags & NEXT != 0 || !self.features.indirect {
-                    return Err(self.bad_indirect(head, index, indirect));
+                if TABLE || flags & NEXT != 0 || !self.features.indirect {
+                    return Err(refuse(self.bad_indirect(head, index, TABLE)));
                 }
-                let len = descriptor.len;
-                if len == 0 || !len.is_multiple_of(layout::DESCRIPTOR as u32) {
-                    return Err(RingError::IndirectLength { head, len });
-                }
-                let address = descriptor.address;
-                table = match self.translator.translate(address, len.into(), Access::Read) {
-                    Some(base) => base.as_ptr().cast_const(),
-                    None => self.reach_table(head, address, len)?,
-                };
-                entries = len / layout::DESCRIPTOR as u32;
-                limit = entries.min(INDIRECT_LIMIT.max(self.size.into()));
-                left = limit;
-                indirect = true;
-                index = 0;
-                continue;
+                return Ok(Some(descriptor));
             }
-            let (address, len) = (descriptor.address, descriptor.len);
-            bytes += u64::from(len);
             let writable = flags & WRITE != 0;
-            if !writable && writable_seen {
-                return Err(RingError::ReadableAfterWritable { head, descriptor: index });
+            if writable != trail.writing {
+                if !writable {
+                    return Err(refuse(RingError::ReadableAfterWritable { head, descriptor: index }));
+                }
+                trail.turn(segments.len());
             }
+            trail.bytes = trail.bytes.wrapping_add(len.into());
             if len != 0 {
                 let access = if writable { Access::Write } else { Access::Read };
                 match self.translator.translate(address, len.into(), access) {
@@ -129,37 +145,21 @@ impl Walker {
                     None => self.pieces(head, address, len, writable, segments)?,
                 }
             }
-            if writable {
-                writable_seen = true;
-            } else {
-                readable = bytes;
-                readable_segments = segments.len() - first;
-            }
             if flags & NEXT == 0 {
-                break;
+                return Ok(None);
             }
-            let next = descriptor.next;
             if u32::from(next) >= entries {
-                return Err(RingError::NextIndex { head, next, entries });
+                return Err(refuse(RingError::NextIndex { head, next, entries }));
             }
-            if self.features.in_order && !indirect {
+            if !TABLE && self.features.in_order {
                 let expected = index.wrapping_add(1) & (self.size - 1);
                 if next != expected {
-                    return Err(RingError::InOrderNext { descriptor: index, next, expected });
+                    return Err(refuse(RingError::InOrderNext { descriptor: index, next, expected }));
                 }
             }
             index = next;
         }
-        if bytes > 1 << 32 {
-            return Err(too_long(head, limit, bytes));
-        }
-        Ok(Extent {
-            head,
-            readable_segments: readable_segments as u32,
-            segments: (segments.len() - first) as u32,
-            readable,
-            writable: bytes - readable,
-        })
+        Err(refuse(RingError::ChainLength { head, limit }))
     }
 
     #[cold]
@@ -182,39 +182,46 @@ impl Walker {
         len: u32,
         writable: bool,
         segments: &mut Vec<Segment>,
-    ) -> Result<(), RingError> {
+    ) -> Result<(), Refusal> {
         let access = if writable { Access::Write } else { Access::Read };
         let mut leases = Vec::new();
         let reached = self.memory.reach(address, len.into(), access, &mut leases, |base, len| {
             // A piece is not longer than the buffer.
             segments.push(Segment { base: base.as_ptr(), len: len as u32, writable });
         });
-        reached.map_err(|error| match error {
-            MemoryError::ReadOnly { .. } => RingError::BufferReadOnly { head, address, len },
-            _ => RingError::BufferAddress { head, address, len },
+        reached.map_err(|error| {
+            refuse(match error {
+                MemoryError::ReadOnly { .. } => RingError::BufferReadOnly { head, address, len },
+                _ => RingError::BufferAddress { head, address, len },
+            })
         })?;
         self.keep(head, leases);
         Ok(())
     }
 
-    /// An indirect table in memory that is mapped only on demand, or one that goes on in the region that
-    /// touches the first: then a copy of as much of it as an index can name.
+    /// An indirect table in memory that is mapped only on demand, or else one that goes on in the region
+    /// that touches the first, or is not aligned (it need not be): then a copy of as much of it as an index
+    /// can name.
     #[cold]
-    fn reach_table(&mut self, head: u16, address: u64, len: u32) -> Result<*const u8, RingError> {
-        let refused = |error| match error {
-            MemoryError::Fault { .. } => RingError::MemoryFault,
-            _ => RingError::IndirectAddress { head, address, len },
+    fn reach_table(&mut self, head: u16, address: u64, len: u32) -> Result<*const u8, Refusal> {
+        let refused = |error| {
+            refuse(match error {
+                MemoryError::Fault { .. } => RingError::MemoryFault,
+                _ => RingError::IndirectAddress { head, address, len },
+            })
         };
         match self.memory.lease(address, len.into(), Access::Read) {
-            Ok(lease) => {
+            Ok(lease) if lease.base().cast::<u64>().is_aligned() => {
                 let base = lease.base().as_ptr();
                 self.keep(head, vec![lease]);
                 Ok(base)
             }
-            Err(MemoryError::Crossing { .. }) => {
-                self.gathered.resize((len as usize).min(layout::DESCRIPTOR << 16), 0);
-                self.memory.read(address, &mut self.gathered).map_err(refused)?;
-                Ok(self.gathered.as_ptr())
+            Ok(_) | Err(MemoryError::Crossing { .. }) => {
+                let bytes = (len as usize).min(layout::DESCRIPTOR << 16);
+                self.gathered.resize(bytes / size_of::<u64>(), 0);
+                let gathered: &mut [u8] = bytemuck::cast_slice_mut(&mut self.gathered);
+                self.memory.read(address, gathered).map_err(refused)?;
+                Ok(gathered.as_ptr())
             }
             Err(error) => Err(refused(error)),
         }
@@ -227,11 +234,53 @@ impl Walker {
     }
 }
 
+/// A broken rule, kept small: the way of a chain that breaks none shall not make room for it.
+pub(super) type Refusal = Box<RingError>;
+
 #[cold]
-fn too_long(head: u16, limit: u32, bytes: u64) -> RingError {
-    if bytes > 1 << 32 {
-        RingError::ChainBytes { head, bytes }
-    } else {
-        RingError::ChainLength { head, limit }
+#[inline(never)]
+pub(super) fn refuse(error: RingError) -> Refusal {
+    Box::new(error)
+}
+
+/// What a walk has seen so far.
+#[derive(Default)]
+struct Trail {
+    head: u16,
+    /// Where its segments begin in the list.
+    first: usize,
+    bytes: u64,
+    /// The readable part has ended; it had so many bytes, and its segments end here in the list.
+    writing: bool,
+    readable: u64,
+    readable_end: usize,
+}
+
+impl Trail {
+    /// From here on the device writes.
+    #[inline(always)]
+    fn turn(&mut self, segments: usize) {
+        self.writing = true;
+        self.readable = self.bytes;
+        self.readable_end = segments;
+    }
+
+    #[inline(always)]
+    fn end(mut self, segments: usize) -> Result<Extent, Refusal> {
+        if !self.writing {
+            self.turn(segments);
+        }
+        let Self { head, bytes, .. } = self;
+        // At most 32768 direct ones and as many in a table, of less than 2^32 bytes each: no overflow.
+        if bytes > 1 << 32 {
+            return Err(refuse(RingError::ChainBytes { head, bytes }));
+        }
+        Ok(Extent {
+            head,
+            readable_segments: (self.readable_end - self.first) as u32,
+            segments: (segments - self.first) as u32,
+            readable: self.readable,
+            writable: bytes - self.readable,
+        })
     }
 }
