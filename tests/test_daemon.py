@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from xenvirt.daemon import Daemon
-from xenvirt.errors import DaemonError, DisconnectedError
+from xenvirt.errors import DaemonError, DisconnectedError, LinkTimeoutError
 
 LISTEN = """
 import socket, sys
@@ -195,8 +195,51 @@ def test_a_daemon_that_dies_in_mid_use_is_added_to_the_error() -> None:
     with pytest.raises(DisconnectedError) as caught:
         use()
     (note,) = caught.value.__notes__
-    assert "ended with status 101." in note
+    assert "ended with status 101 after a panic" in note
     assert "    thread main panicked at rng.rs:42" in note
+
+
+PANIC = """
+import time
+print("thread 'worker' panicked at src/lib.rs:441:63:", flush=True)
+print("range end index 40 out of range for slice of length 32", flush=True)
+"""
+
+
+def test_a_backtrace_does_not_hide_the_panic_and_is_waited_for() -> None:
+    """Rust closes the connection, and then takes its time to print where it was."""
+    code = LISTEN + "listener.accept()[0].close()" + PANIC + "time.sleep(0.5)\n"
+
+    def use() -> None:
+        with (
+            python(code + "[print('frame', i) for i in range(50)]; sys.exit(101)") as daemon,
+            socket.socket(socket.AF_UNIX) as client,
+        ):
+            client.connect(daemon.socket)
+            assert client.recv(1) == b""
+            raise DisconnectedError("the backend hung up after GET_CONFIG")
+
+    with pytest.raises(DisconnectedError) as caught:
+        use()
+    (note,) = caught.value.__notes__
+    assert "ended with status 101 after a panic (its own mistake, whatever was sent to it)." in note
+    assert "    range end index 40 out of range for slice of length 32\n    (30 lines between)\n" in note
+    assert note.endswith("    frame 49")
+
+
+def test_a_panic_that_the_daemon_survives_is_said_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xenvirt.daemon.DYING_SECONDS", 0.1)
+
+    def use() -> None:
+        with python(LISTEN + "listener.accept()" + PANIC + "time.sleep(60)") as daemon:
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(daemon.socket)
+                daemon.wait_for_output("out of range")
+            raise LinkTimeoutError("the device did not answer within 5 s: a read")
+
+    with pytest.raises(LinkTimeoutError) as caught:
+        use()
+    assert "was still running after a panic (its own mistake" in caught.value.__notes__[0]
 
 
 def test_a_death_that_nobody_noticed_is_an_error_at_the_end() -> None:

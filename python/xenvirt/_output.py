@@ -10,6 +10,35 @@ import threading
 KEPT_OUTPUT = 1 << 20
 """How many bytes of a process's output are kept; older ones are dropped."""
 
+SHOWN_LINES = 20
+"""How many lines of it a message ends with."""
+
+LAST_WORDS = re.compile(r"panicked at|[Aa]ssertion .*failed|Sanitizer:")
+"""What a program prints that dies by its own mistake: Rust's panic, an assertion, a sanitizer's report."""
+
+LAST_WORDS_LINES = 2
+"""How many lines of a report are shown where it begins: Rust says what is wrong in the second one."""
+
+
+def excerpt(text: str) -> list[str]:
+    """The last lines of an output, and the beginning of the first report of a mistake, if that was before: a
+    backtrace must not hide what it is a backtrace of.
+    """
+    lines = text.splitlines()
+    before, shown = lines[:-SHOWN_LINES], lines[-SHOWN_LINES:]
+    if not before:
+        return shown
+    report = next((number for number, line in enumerate(before) if LAST_WORDS.search(line)), None)
+    if report is None:
+        return [*_left_out(len(before), "before"), *shown]
+    begin = before[report : report + LAST_WORDS_LINES]
+    between = len(before) - report - len(begin)
+    return [*_left_out(report, "before"), *begin, *_left_out(between, "between"), *shown]
+
+
+def _left_out(count: int, where: str) -> list[str]:
+    return [f"({count} line{'s' if count > 1 else ''} {where})"] if count else []
+
 
 class Output:
     """Reads what a process and its children print, on a thread, until nobody can print any more or it is

@@ -15,15 +15,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ._output import Output
+from ._output import LAST_WORDS, Output, excerpt
 from ._processes import ending, is_socket, unix_sockets, wait_for_group, wait_without_collecting
 from .errors import DaemonError
 
-SHOWN_LINES = 20
-"""How many lines of it a message ends with."""
-
 GRACE_SECONDS = 2.0
 """How long a daemon may take to end after SIGTERM, before SIGKILL."""
+
+DYING_SECONDS = 5.0
+"""How long a daemon that prints that it panicked may take to end."""
 
 LONGEST_SOCKET_PATH = 107
 """What fits in a socket's address (unix(7)), in bytes."""
@@ -194,13 +194,18 @@ class Daemon:
             status = self._running().poll()
             self._end()
             if status not in (None, 0) and not self._expected:
-                raise self._error(f"{self._name} {ending(status)} while it was in use.", status)
+                mistake = _mistake(LAST_WORDS.search(self._output.text()))
+                raise self._error(f"{self._name} {ending(status)} while it was in use{mistake}.", status)
             return
-        # Who notices first that a daemon dies is often its client; its last words may still be on their way.
-        status = self._poll(0.2 if isinstance(error, ConnectionError) else 0.0)
+        # Who notices first that a daemon dies is often its client; its last words may still be on their way,
+        # and a backtrace takes its time.
+        status = self._poll(1.0 if isinstance(error, ConnectionError) else 0.0)
+        if status is None and LAST_WORDS.search(self._output.text()):
+            status = self._poll(DYING_SECONDS)
         self._end()
+        report = LAST_WORDS.search(self._output.text())
         state = "was still running" if status is None else ending(status)
-        error.add_note(f"{self._name} {state}.{self._said()}")
+        error.add_note(f"{self._name} {state}{_mistake(report)}.{self._said()}")
 
     def _start(self) -> None:
         program = shutil.which(self._program, path=self._env.get("PATH"))
@@ -337,15 +342,21 @@ class Daemon:
 
     def _said(self) -> str:
         self._output.drain()
-        lines = self._output.text().splitlines()
+        lines = excerpt(self._output.text())
         if not lines:
             return " It printed nothing."
-        left_out = len(lines) - SHOWN_LINES
-        head = f"\n    ({left_out} lines before)" if left_out > 0 else ""
-        return " It printed:" + head + "".join(f"\n    {line}" for line in lines[-SHOWN_LINES:])
+        return " It printed:" + "".join(f"\n    {line}" for line in lines)
 
     def _error(self, message: str, status: int | None = None) -> DaemonError:
         return DaemonError(message + self._said(), self._output.text(), status)
+
+
+def _mistake(report: re.Match[str] | None) -> str:
+    """What is to be said of a daemon whose output has a report of its own mistake."""
+    if report is None:
+        return ""
+    what = "a panic" if "panicked" in report[0] else "a report"
+    return f" after {what} (its own mistake, whatever was sent to it)"
 
 
 def _private_directory(suffix_length: int) -> Path:

@@ -6,6 +6,7 @@ import struct
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -153,11 +154,15 @@ class Hardware:
             _thread(partial(self._serve, connection))
 
     def _serve(self, connection: socket.socket) -> None:
-        while packet := _receive(connection):
-            asked = _parse(packet)
-            self.ioctls.append(asked)
-            answer = self.answer(asked)
-            connection.send(struct.pack("=i", answer) if isinstance(answer, int) else _reply(asked, answer))
+        # The daemon may be ended while it waits for an answer.
+        with connection, suppress(ConnectionError):
+            while packet := _receive(connection):
+                asked = _parse(packet)
+                self.ioctls.append(asked)
+                answer = self.answer(asked)
+                connection.send(
+                    struct.pack("=i", answer) if isinstance(answer, int) else _reply(asked, answer)
+                )
 
 
 def _parse(packet: bytes) -> Ioctl:
