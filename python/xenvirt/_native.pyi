@@ -538,6 +538,66 @@ class Mask:
     def tolist(self) -> list[bool]:
         """The entries, as a list."""
 
+# ---- native devices
+
+@final
+class NullBlock:
+    """A block device that stores nothing; `xenvirt.devices.NullBlockDevice` is the device around it."""
+
+    def __new__(cls, sectors: int) -> Self: ...
+    def process(self, queue: VirtQueue) -> None:
+        """Answers what is in the ring, the GIL released.
+
+        Raises:
+            RingError: the driver broke a rule.
+        """
+
+@final
+class FileBlock:
+    """A block device over a file; `xenvirt.devices.NativeBlockDevice` is the device around it.
+
+    Args:
+        file: the open file, of which a duplicate is kept until `close`.
+        size: bytes of the disk; a tail that is no sector is left alone.
+        disk_id: the answer to GET_ID, 20 bytes.
+        read_only: refuse writes of any kind.
+        io_uring: false uses system calls.
+    """
+
+    def __new__(
+        cls, file: FileLike, size: int, disk_id: bytes, *, read_only: bool = False, io_uring: bool = True
+    ) -> Self: ...
+    @property
+    def storage(self) -> str:
+        """Who moves the bytes: `io_uring`, or `system calls` and why."""
+    @property
+    def counters(self) -> tuple[int, int, int, int]:
+        """Operations that have ended: reads, writes, fdatasync, fallocate."""
+    def set_size(self, size: int) -> None:
+        """The disk has another size, in bytes, from now on."""
+    def set_write_through(self, write_through: bool) -> None:
+        """Whether writes are made durable before they are answered."""
+    def activate(self, queues: Sequence[VirtQueue]) -> list[list[int]]:
+        """The driver is ready. Gives descriptors for each queue, valid until the reset: while one is
+        readable, `process` is to be called for the queue.
+
+        Raises:
+            OSError: there are no more descriptors, or the disk is closed (EBADF).
+        """
+    def process(self, queue: VirtQueue) -> list[tuple[str, int]]:
+        """Answers what has ended, and begins what is in the ring; the GIL is released. Tells what the storage
+        refused since the last call: what was tried, and the errno. The driver was told IOERR.
+
+        Raises:
+            RingError: the driver broke a rule.
+            OSError: io_uring takes no operations.
+            ValueError: it is not active.
+        """
+    def reset(self) -> None:
+        """The driver is gone: waits for what is in flight, if anything is."""
+    def close(self) -> None:
+        """As `reset`, and lets go of the file."""
+
 # ---- rings, driver side
 
 @final

@@ -43,7 +43,8 @@ def test_entropy_is_served() -> None:
         assert len(rng.read(100)) == 100
 
 
-def test_a_disk_is_served_with_its_options(image: Path) -> None:
+@pytest.mark.parametrize("native", [(), ("--native",)])
+def test_a_disk_is_served_with_its_options(image: Path, native: tuple[str, ...]) -> None:
     command = (
         "serve",
         "blk",
@@ -52,6 +53,7 @@ def test_a_disk_is_served_with_its_options(image: Path) -> None:
         "--queues=3",
         "--serial=number-1",
         "--threads",
+        *native,
     )
     with xenvirt(*command) as daemon, connect(daemon.socket) as link, BlockDriver(link) as disk:
         assert (disk.queues, disk.capacity, disk.get_id()) == (3, 2048, "number-1")

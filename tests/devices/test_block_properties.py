@@ -7,13 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xenvirt import connect
-from xenvirt.devices import BlockDevice
 from xenvirt.drivers import BlockDriver
 from xenvirt.virtio.block import RequestType, Status
+
+from .disks import DISKS
 
 SECTORS = 64
 SIZE = SECTORS * 512
@@ -31,13 +33,14 @@ operations = st.lists(
 )
 
 
-def within(path: str, check: Callable[[BlockDriver], None]) -> None:
-    with BlockDevice(path) as device, connect(device) as link, BlockDriver(link) as disk:
+def within(kind: str, path: str, check: Callable[[BlockDriver], None]) -> None:
+    with DISKS[kind](path) as device, connect(device) as link, BlockDriver(link) as disk:
         check(disk)
 
 
-@given(operations)
-def test_a_disk_is_an_array_of_bytes(steps: list[tuple[str, Any, Any]]) -> None:
+@pytest.mark.parametrize("disk_kind", DISKS)
+@given(steps=operations)
+def test_a_disk_is_an_array_of_bytes(disk_kind: str, steps: list[tuple[str, Any, Any]]) -> None:
     expected = bytearray(SIZE)
 
     def check(disk: BlockDriver) -> None:
@@ -62,10 +65,11 @@ def test_a_disk_is_an_array_of_bytes(steps: list[tuple[str, Any, Any]]) -> None:
 
     with tempfile.NamedTemporaryFile() as image:
         image.truncate(SIZE)
-        within(image.name, check)
+        within(disk_kind, image.name, check)
         assert Path(image.name).read_bytes() == expected
 
 
+@pytest.mark.parametrize("disk_kind", DISKS)
 @settings(max_examples=200)
 @given(
     kind=st.one_of(st.sampled_from([int(one) for one in RequestType]), st.integers(0, 2**32 - 1)),
@@ -74,7 +78,7 @@ def test_a_disk_is_an_array_of_bytes(steps: list[tuple[str, Any, Any]]) -> None:
     writable=st.lists(st.integers(1, 1100), max_size=4),
 )
 def test_any_request_gets_a_status_and_stays_inside_the_disk(
-    kind: int, sector: int, readable: list[bytes], writable: list[int]
+    disk_kind: str, kind: int, sector: int, readable: list[bytes], writable: list[int]
 ) -> None:
     def check(disk: BlockDriver) -> None:
         status, answer = disk.link.run(disk.raw_request(kind, sector, readable=readable, writable=writable))
@@ -84,5 +88,5 @@ def test_any_request_gets_a_status_and_stays_inside_the_disk(
 
     with tempfile.NamedTemporaryFile() as image:
         image.truncate(SIZE)
-        within(image.name, check)
+        within(disk_kind, image.name, check)
         assert Path(image.name).stat().st_size == SIZE

@@ -9,7 +9,7 @@ import pytest
 from entropy import Entropy
 
 from xenvirt import Daemon, Feature, Server, Session, VhostUserSocket
-from xenvirt.devices import BlockDevice
+from xenvirt.devices import BlockDevice, NativeBlockDevice
 
 from .conftest import need
 from .guests import QemuGuest, UmlGuest
@@ -36,6 +36,19 @@ class Disk(BlockDevice):
         self.seen = session.features
 
 
+class NativeDisk(NativeBlockDevice):
+    """The same in Rust."""
+
+    seen = 0
+
+    def activate(self, session: Session) -> None:
+        super().activate(session)
+        self.seen = session.features
+
+
+DISKS = pytest.mark.parametrize("disk_class", [Disk, NativeDisk])
+
+
 class Rng(Entropy):
     """The example's device, which remembers what was negotiated."""
 
@@ -45,7 +58,10 @@ class Rng(Entropy):
         self.seen = session.features
 
 
-def test_uml_keeps_a_file_system_on_our_disk(uml: Callable[..., UmlGuest], tmp_path: Path) -> None:
+@DISKS
+def test_uml_keeps_a_file_system_on_our_disk(
+    uml: Callable[..., UmlGuest], tmp_path: Path, disk_class: type[Disk | NativeDisk]
+) -> None:
     image, socket = new_image(tmp_path / "disk", 128 * MiB), tmp_path / "blk.sock"
     guest = uml(
         script=FEATURES + FILESYSTEM,
@@ -53,7 +69,7 @@ def test_uml_keeps_a_file_system_on_our_disk(uml: Callable[..., UmlGuest], tmp_p
         programs=["mke2fs"],
         devices=[(socket, BLOCK)],
     )
-    with Disk(image) as disk, Server() as server:
+    with disk_class(image) as disk, Server() as server:
         served = server.add(disk, VhostUserSocket(socket))
         outcome = guest.run()
         assert served.counters.errors == 0
@@ -62,8 +78,9 @@ def test_uml_keeps_a_file_system_on_our_disk(uml: Callable[..., UmlGuest], tmp_p
     check_filesystem(outcome, image)
 
 
+@DISKS
 def test_qemu_keeps_a_file_system_on_our_disk_over_two_queues(
-    qemu: Callable[..., QemuGuest], tmp_path: Path
+    qemu: Callable[..., QemuGuest], tmp_path: Path, disk_class: type[Disk | NativeDisk]
 ) -> None:
     image, socket = new_image(tmp_path / "disk", 128 * MiB), tmp_path / "blk.sock"
     guest = qemu(
@@ -73,7 +90,7 @@ def test_qemu_keeps_a_file_system_on_our_disk_over_two_queues(
         devices=[(socket, "vhost-user-blk-pci,num-queues=2")],
         vcpus=2,
     )
-    with Disk(image, queues=2) as disk, Server() as server:
+    with disk_class(image, queues=2) as disk, Server() as server:
         served = server.add(disk, VhostUserSocket(socket))
         outcome = guest.run()
         queues = served.queue_counters

@@ -7,7 +7,7 @@ import logging
 from contextlib import ExitStack
 
 from xenvirt import Device, VhostUserSocket, serve_all
-from xenvirt.devices import BlockDevice, EntropyDevice
+from xenvirt.devices import BlockDevice, EntropyDevice, NativeBlockDevice
 from xenvirt.errors import XenvirtError
 
 from . import serve_console, serve_net
@@ -71,13 +71,17 @@ def _add_block(devices: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     blk.add_argument("--threads", action="store_true", help="serve each queue on a thread of its own")
     blk.add_argument("--serial", help="the disk's serial number, at most 20 bytes (default: the file's name)")
+    blk.add_argument(
+        "--native", action="store_true", help="answer requests in Rust, by io_uring where that is allowed"
+    )
     add_transport(blk)
     blk.set_defaults(make=_make_block, qemu="-device vhost-user-blk-pci,chardev=dev")
 
 
 def _make_block(arguments: argparse.Namespace, stack: ExitStack) -> list[tuple[Device, VhostUserSocket]]:
     transport = make_transport(arguments)
-    device = BlockDevice(
+    make = NativeBlockDevice if arguments.native else BlockDevice
+    device = make(
         arguments.image,
         read_only=arguments.read_only,
         queues=arguments.queues,

@@ -1,10 +1,13 @@
-"""Devices that are ready to be served, written with the public API as anybody would."""
+"""Devices that are ready to be served, written with the public API as anybody would; but for :mod:`.native`,
+whose requests are answered in Rust.
+"""
 
 from .block import BlockDevice
 from .console import ConsoleDevice
 from .console_port import Port, Pty, Stdio
 from .entropy import EntropyDevice
 from .image import RawImage
+from .native import NativeBlockDevice, NullBlockDevice, StorageCounters
 from .net import NetDevice
 from .net_backend import CableEnd, NetBackend, Sink, cable
 from .tap import Tap
@@ -14,13 +17,16 @@ __all__ = [
     "CableEnd",
     "ConsoleDevice",
     "EntropyDevice",
+    "NativeBlockDevice",
     "NetBackend",
     "NetDevice",
+    "NullBlockDevice",
     "Port",
     "Pty",
     "RawImage",
     "Sink",
     "Stdio",
+    "StorageCounters",
     "Tap",
     "cable",
 ]

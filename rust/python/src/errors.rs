@@ -7,6 +7,7 @@ use pyo3::{
 };
 use rustix::io::Errno;
 use xenvirt_core::{
+    devices::ProcessError,
     in_process::StartError,
     memory::{MapError, MemoryError},
     ring::{BatchError, ChainError, DriverError, RingError},
@@ -45,6 +46,8 @@ pub enum Error {
     Ring(u16, RingError),
     /// One chain.
     Chain(ChainError),
+    /// The queue of that index of a native device.
+    Process(u16, ProcessError),
     /// Many chains.
     Batch(BatchError),
     /// A driver's queue of that index.
@@ -68,6 +71,7 @@ impl From<Error> for PyErr {
             Error::Map(error) => map(&error),
             Error::Ring(index, error) => ring(Some(index), &error),
             Error::Chain(error) => chain(&error),
+            Error::Process(index, error) => process(index, &error),
             Error::Batch(error) => batch(&error),
             Error::Driver(index, error) => driver(index, &error),
             Error::Protocol(error) => protocol(&error),
@@ -130,6 +134,14 @@ fn chain(error: &ChainError) -> PyErr {
         ChainError::Forked { .. } => python::ForkError::new_err(text),
         ChainError::Io { errno, .. } => os_error(*errno, &text),
         _ => python::StaleChainError::new_err(text),
+    }
+}
+
+fn process(index: u16, error: &ProcessError) -> PyErr {
+    match error {
+        ProcessError::Ring(error) => ring(Some(index), error),
+        ProcessError::Kernel(errno) => os_error(*errno, &error.to_string()),
+        _ => PyValueError::new_err(error.to_string()),
     }
 }
 

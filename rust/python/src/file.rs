@@ -9,6 +9,12 @@ use crate::buffer::duplicate_fd;
 /// The number of an open file, or an object that has a `fileno()`. A duplicate is taken for the call.
 pub struct FileArgument(OwnedFd);
 
+impl From<FileArgument> for OwnedFd {
+    fn from(file: FileArgument) -> Self {
+        file.0
+    }
+}
+
 impl AsFd for FileArgument {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()

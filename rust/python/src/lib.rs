@@ -2,6 +2,7 @@
 
 mod batch;
 mod buffer;
+mod devices;
 mod driver;
 mod endpoint;
 mod errors;
@@ -18,6 +19,7 @@ mod _native {
     use crate::{
         batch::{Batch, Columns, Mask},
         buffer::MemoryView,
+        devices::{FileBlock, NullBlock},
         driver::DriverQueue,
         endpoint::{Endpoint, Event, QueueWorker},
         frontend::Frontend,

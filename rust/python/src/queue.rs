@@ -37,6 +37,11 @@ impl VirtQueue {
         Self { inner, header: Mutex::default() }
     }
 
+    /// The queue of the core.
+    pub fn core(&self) -> &Arc<ring::VirtQueue> {
+        &self.inner
+    }
+
     fn failed(&self, error: ring::RingError) -> Error {
         Error::Ring(self.inner.index(), error)
     }

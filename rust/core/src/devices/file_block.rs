@@ -12,6 +12,7 @@
 //! A region that is taken out of the memory table stays mapped until the requests that lie in it have ended.
 
 use std::{
+    fmt::{self, Display, Formatter},
     os::fd::OwnedFd,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -42,6 +43,16 @@ pub enum Storage {
     NoIoUring(Errno),
 }
 
+impl Display for Storage {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::IoUring => f.write_str("io_uring"),
+            Self::InPlace => f.write_str("system calls"),
+            Self::NoIoUring(errno) => write!(f, "system calls, as io_uring is refused: {errno}"),
+        }
+    }
+}
+
 /// What the storage is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Io {
@@ -55,9 +66,21 @@ pub enum Io {
     Allocate,
 }
 
+impl Io {
+    /// How it is called in a log.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Read => "reading",
+            Self::Write => "writing",
+            Self::Sync => "flushing",
+            Self::Allocate => "zeroing or freeing a range",
+        }
+    }
+}
+
 /// Something that the storage refused; the driver was told IOERR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{io:?} failed: {errno}")]
+#[error("{} failed: {errno}", io.name())]
 pub struct Trouble {
     /// What was tried.
     pub io: Io,
