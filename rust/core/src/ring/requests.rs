@@ -41,8 +41,6 @@ pub(super) struct Requests {
     /// The headers, one after the other.
     pub headers: Vec<u8>,
     pub segments: Vec<Segment>,
-    /// Where the segments of the chain begin that is just being added.
-    mark: usize,
 }
 
 impl Requests {
@@ -60,34 +58,27 @@ impl Requests {
         self.segments.reserve(4 * count);
     }
 
-    /// Where the walk puts the segments of the next chain.
+    /// Makes a request of the chain whose segments were just added from `first` on, or takes them off
+    /// again.
     #[inline(always)]
-    pub(super) fn segments(&mut self) -> &mut Vec<Segment> {
-        self.mark = self.segments.len();
-        &mut self.segments
-    }
-
-    /// Makes a request of the chain whose segments were just added, or takes them off again.
-    #[inline(always)]
-    pub(super) fn add(&mut self, extent: &Extent) -> Result<(), Refusal> {
+    pub(super) fn add(&mut self, first: usize, extent: &Extent) -> Result<(), Refusal> {
         let BatchLayout { header, trailer } = self.layout;
         let head = extent.head;
         if extent.readable < header as u64 {
-            self.segments.truncate(self.mark);
+            self.segments.truncate(first);
             return Err(refuse(RingError::ChainHeader { head, readable: extent.readable, header }));
         }
         if extent.writable < trailer as u64 {
-            self.segments.truncate(self.mark);
+            self.segments.truncate(first);
             return Err(refuse(RingError::ChainTrailer { head, writable: extent.writable, trailer }));
         }
-        let taken = self.take_header(header);
-        let first = (self.mark + taken) as u32;
-        let writable_end = self.cut_trailer(trailer) as u32;
+        let data = first + self.take_header(first, header);
+        let writable_end = self.cut_trailer(first, trailer);
         self.list.push(Request {
             head,
-            first,
-            readable_end: self.mark as u32 + extent.readable_segments,
-            writable_end,
+            first: data as u32,
+            readable_end: first as u32 + extent.readable_segments,
+            writable_end: writable_end as u32,
             end: self.segments.len() as u32,
             readable: extent.readable - header as u64,
             writable: extent.writable - trailer as u64,
@@ -97,12 +88,12 @@ impl Requests {
 
     /// Copies the header out of the first segments, and returns how many of them it used up.
     #[inline(always)]
-    fn take_header(&mut self, header: usize) -> usize {
+    fn take_header(&mut self, first: usize, header: usize) -> usize {
         let mut left = header;
         let mut used_up = 0;
         self.headers.reserve(header);
         while left > 0 {
-            let Some(segment) = self.segments.get_mut(self.mark + used_up) else { break };
+            let Some(segment) = self.segments.get_mut(first + used_up) else { break };
             let len = left.min(segment.len as usize);
             let filled = self.headers.len();
             // SAFETY: `left` bytes were reserved behind `filled`; the segment has `len` bytes.
@@ -123,10 +114,10 @@ impl Requests {
 
     /// Cuts the trailer off the last segments, and returns the index of its first one.
     #[inline(always)]
-    fn cut_trailer(&mut self, trailer: usize) -> usize {
+    fn cut_trailer(&mut self, first: usize, trailer: usize) -> usize {
         let mut left = trailer;
         let mut at = self.segments.len();
-        while left > 0 && at > self.mark {
+        while left > 0 && at > first {
             let Some(segment) = self.segments.get_mut(at - 1) else { break };
             let len = segment.len as usize;
             if len <= left {

@@ -196,8 +196,9 @@ impl SplitRing {
         let count = limit.min(waiting.into());
         requests.reserve(count);
         for _ in 0..count {
-            let extent = self.take(requests.segments()).map_err(|error| *error)?;
-            if let Err(error) = requests.add(&extent) {
+            let first = requests.segments.len();
+            let extent = self.take(&mut requests.segments).map_err(|error| *error)?;
+            if let Err(error) = requests.add(first, &extent) {
                 self.walker.let_go(extent.head);
                 return Err(*error);
             }

@@ -79,20 +79,19 @@ impl Walker {
     pub(super) fn walk(&mut self, head: u16, segments: &mut Vec<Segment>) -> Result<Extent, Refusal> {
         let mut trail = Trail { head, first: segments.len(), ..Trail::default() };
         let entries = self.size.into();
-        let table = self.follow::<false>(self.descriptors, entries, head, &mut trail, segments)?;
-        if let Some(table) = table {
-            self.walk_table(table, &mut trail, segments)?;
+        match self.follow::<false>(self.descriptors, entries, head, &mut trail, segments)? {
+            Some(table) => self.walk_table(table, trail, segments),
+            None => trail.end(segments.len()),
         }
-        trail.end(segments.len())
     }
 
     #[inline(never)]
     fn walk_table(
         &mut self,
         Descriptor { address, len, .. }: Descriptor,
-        trail: &mut Trail,
+        mut trail: Trail,
         segments: &mut Vec<Segment>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<Extent, Refusal> {
         let head = trail.head;
         if len == 0 || !len.is_multiple_of(layout::DESCRIPTOR as u32) {
             return Err(refuse(RingError::IndirectLength { head, len }));
@@ -101,8 +100,8 @@ impl Walker {
             Some(base) if base.cast::<u64>().is_aligned() => base.as_ptr().cast_const(),
             _ => self.reach_table(head, address, len)?,
         };
-        self.follow::<true>(table, len / layout::DESCRIPTOR as u32, 0, trail, segments)?;
-        Ok(())
+        self.follow::<true>(table, len / layout::DESCRIPTOR as u32, 0, &mut trail, segments)?;
+        trail.end(segments.len())
     }
 
     /// Follows the descriptors of one table, from `index` on. `TABLE` is true for an indirect one. Returns
