@@ -84,8 +84,32 @@ def test_frames_come_in_one_after_the_other() -> None:
 
 def test_the_device_has_as_many_buffers_as_asked() -> None:
     bus = Bus()
-    CanDriver(bus.link, receive_buffers=16)
+    bus.arrive(1, b"x")
+    can = CanDriver(bus.link, receive_buffers=16)
     assert len(bus.link.waiting) == 16
+    can.receive()
+    assert len(bus.link.waiting) == 16
+
+
+def test_without_buffers_the_device_gets_one_while_somebody_waits() -> None:
+    bus = Bus()
+    bus.link.offered_features |= Feature.EVENT_IDX
+    can = CanDriver(bus.link)
+    assert not can.features & Feature.EVENT_IDX, "vhost-device-can loses buffers with it"
+    assert bus.link.waiting == []
+    bus.arrive(1, b"x")
+    can.receive()
+    assert bus.link.waiting == []
+    for lent in (1, 2):
+        with pytest.raises(LinkTimeoutError):
+            can.receive(0.01)
+        assert len(bus.link.waiting) == lent, "the device may have lost the one before"
+    bus.arrive(2, b"y")
+    assert can.receive().id == 2
+    for _ in range(40):
+        with pytest.raises(LinkTimeoutError):
+            can.receive(0)
+    assert len(bus.link.waiting) == 32
 
 
 def test_a_stopped_controller_sends_nothing() -> None:

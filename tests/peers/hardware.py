@@ -90,13 +90,16 @@ class Stream:
             with self._changed:
                 self.received.append(data)
                 self._changed.notify_all()
+        with self._changed:
+            self._connections.remove(connection)
 
     def send(self, data: bytes, timeout: float = 10) -> None:
-        """Sends a packet to everybody who has opened this, and waits until somebody has."""
+        """Sends a packet to everybody who has this open, and waits until somebody has."""
         with self._changed:
             assert self._changed.wait_for(lambda: self._connections, timeout), "nobody has opened this"
             for connection in self._connections:
-                connection.send(data)
+                with suppress(OSError):  # just closed; its reader sees it too
+                    connection.send(data)
 
     def wait_for(self, count: int, timeout: float = 10) -> list[bytes]:
         """The packets that came, once there are `count`."""

@@ -19,6 +19,7 @@ from xenvirt.virtio.can import (
     MessageType,
     Result,
 )
+from xenvirt.virtio.features import Feature
 from xenvirt.virtio.ids import DeviceId
 from xenvirt.virtio.rings import largest_ring
 from xenvirt.virtio.structure import Structure
@@ -72,10 +73,11 @@ class CanCore(DriverCore):
     wanted_features: ClassVar[int] = (
         CanFeature.CAN_CLASSIC | CanFeature.CAN_FD | CanFeature.RTR_FRAMES | CanFeature.LATE_TX_ACK
     )
+    avoided_features: ClassVar[int] = Feature.EVENT_IDX  # vhost-device-can 0.1.0 loses buffers with it
     config_structure: ClassVar[type[Structure] | None] = CanConfig
 
     config: CanConfig
-    _receive_buffers: int = 1
+    _receive_buffers: int = 0
 
     def queue_sizes(self, link: LinkInfo) -> Sequence[int]:  # noqa: ARG002 - three queues, whatever the link
         return (largest_ring(self.device_id),) * 3
@@ -170,9 +172,9 @@ class CanDriver(CanCore, Driver):
 
     Args:
         link: what :func:`xenvirt.connect` gave.
-        receive_buffers: how many buffers the controller has for received frames. More take bursts better; the
-            default is what vhost-device-can 0.1.0 can handle, which loses all buffers that it has no frame
-            for.
+        receive_buffers: how many buffers the controller has for received frames. More take bursts better. By
+            default it gets one with each :meth:`receive` that has to wait: vhost-device-can 0.1.0 loses the
+            buffers that it has no frame for. What comes in between waits there.
 
     Raises, in each operation:
         RequestFailedError: the controller answered NOT_OK: it is stopped, or off the bus.
@@ -180,7 +182,7 @@ class CanDriver(CanCore, Driver):
         LinkTimeoutError: there was none in time.
     """
 
-    def __init__(self, link: Link, *, receive_buffers: int = 1) -> None:
+    def __init__(self, link: Link, *, receive_buffers: int = 0) -> None:
         super().__init__(link)
         self._received = Receiver(link, self.receive_request, receive_buffers)
 
@@ -218,7 +220,7 @@ class AsyncCanDriver(CanCore, AsyncDriver):
         receive_buffers: as in :class:`CanDriver`.
     """
 
-    def __init__(self, link: AsyncLink, *, receive_buffers: int = 1) -> None:
+    def __init__(self, link: AsyncLink, *, receive_buffers: int = 0) -> None:
         super().__init__(link)
         self._receive_buffers = receive_buffers
 

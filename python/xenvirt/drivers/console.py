@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from xenvirt.virtio.console import ConsoleConfig, ControlEvent
 
-from .console_protocol import BUFFERS, ConsolePort, ConsoleProtocol
+from .console_protocol import BUFFER, BUFFERS, ConsolePort, ConsoleProtocol
 from .driver import AsyncDriver, Driver
 from .receiver import AsyncReceiver, Receiver
 from .request import AsyncLink, Link
@@ -33,23 +33,34 @@ class ConsoleDriver(ConsoleProtocol, Driver):
     With MULTIPORT every port that the device adds is opened. A device that is not read from waits: nothing
     is lost.
 
+    Args:
+        link: what :func:`xenvirt.connect` gave.
+        buffers: how many buffers the device has for each port's input, and for control messages.
+            0: one, while somebody waits.
+        buffer_size: the size of each for input, in bytes. vhost-device-console 0.1.0 wants no buffers but
+            that one, and of one byte: it gives a buffer back once for each byte in it, and loses those that
+            it has no byte for.
+
     Raises, in each operation:
         LinkTimeoutError: nothing came in time, or nobody took the output.
         ResponseError: the device answered something that makes no sense.
         DisconnectedError: the backend went away.
     """
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, *, buffers: int = BUFFERS, buffer_size: int = BUFFER) -> None:
         super().__init__(link)
+        self._buffers, self._buffer_size = buffers, buffer_size
         self._inputs: dict[int, Receiver[bytes]] = {}
         self._left: dict[int, bytes] = {}
         self._changes = link.config_changes
         if self.multiport:
-            self._control = Receiver(link, self.control_buffer, BUFFERS)
+            self._control = Receiver(link, self.control_buffer, self._buffers)
             link.run(self.ready_request())
         else:
             self.ports[0] = ConsolePort(0, console=True, open=True, size=self._sized(self.config_space))
-            self._inputs[0] = Receiver(link, partial(self.receive_request, 0), BUFFERS)
+            self._inputs[0] = Receiver(
+                link, partial(self.receive_request, 0, self._buffer_size), self._buffers
+            )
 
     def port(self, number: int = 0, *, name: str | None = None) -> ConsolePort:
         """Waits until the device has opened a port, found by its number or by its name."""
@@ -117,7 +128,9 @@ class ConsoleDriver(ConsoleProtocol, Driver):
         self._need_control()
         new = self._heard(self._control.get())
         if new is not None:
-            self._inputs[new.number] = Receiver(self.link, partial(self.receive_request, new.number), BUFFERS)
+            self._inputs[new.number] = Receiver(
+                self.link, partial(self.receive_request, new.number, self._buffer_size), self._buffers
+            )
             self.link.run(self.control_request(new.number, ControlEvent.PORT_READY, 1))
             self.link.run(self.control_request(new.number, ControlEvent.PORT_OPEN, 1))
 
@@ -129,8 +142,9 @@ class AsyncConsoleDriver(ConsoleProtocol, AsyncDriver):
     Raises, in each operation: as :class:`ConsoleDriver`.
     """
 
-    def __init__(self, link: AsyncLink) -> None:
+    def __init__(self, link: AsyncLink, *, buffers: int = BUFFERS, buffer_size: int = BUFFER) -> None:
         super().__init__(link)
+        self._buffers, self._buffer_size = buffers, buffer_size
         self._inputs: dict[int, AsyncReceiver[bytes]] = {}
         self._left: dict[int, bytes] = {}
         self._hearing = asyncio.Lock()
@@ -139,11 +153,13 @@ class AsyncConsoleDriver(ConsoleProtocol, AsyncDriver):
         await super().__aenter__()
         self._changes = self.link.config_changes
         if self.multiport:
-            self._control = await AsyncReceiver.start(self.link, self.control_buffer, BUFFERS)
+            self._control = await AsyncReceiver.start(self.link, self.control_buffer, self._buffers)
             await self.link.run(self.ready_request())
         else:
             self.ports[0] = ConsolePort(0, console=True, open=True, size=self._sized(self.config_space))
-            self._inputs[0] = await AsyncReceiver.start(self.link, partial(self.receive_request, 0), BUFFERS)
+            self._inputs[0] = await AsyncReceiver.start(
+                self.link, partial(self.receive_request, 0, self._buffer_size), self._buffers
+            )
         return self
 
     async def port(self, number: int = 0, *, name: str | None = None) -> ConsolePort:
@@ -190,7 +206,7 @@ class AsyncConsoleDriver(ConsoleProtocol, AsyncDriver):
             new = self._heard(await self._control.get())
             if new is not None:
                 self._inputs[new.number] = await AsyncReceiver.start(
-                    self.link, partial(self.receive_request, new.number), BUFFERS
+                    self.link, partial(self.receive_request, new.number, self._buffer_size), self._buffers
                 )
                 await self.link.run(self.control_request(new.number, ControlEvent.PORT_READY, 1))
                 await self.link.run(self.control_request(new.number, ControlEvent.PORT_OPEN, 1))

@@ -111,17 +111,17 @@ class ConsoleProtocol(DriverCore):
         return (config.cols, config.rows) if self.features & ConsoleFeature.SIZE else None
 
     @staticmethod
-    def receive_request(port: int) -> Request[bytes]:
-        """Gives the device a buffer for input from a port."""
+    def receive_request(port: int, size: int = BUFFER) -> Request[bytes]:
+        """Gives the device a buffer of `size` bytes for input from a port."""
 
         def parse(answer: Answer) -> bytes:
-            if not 1 <= answer.used <= BUFFER:
+            if not 1 <= answer.used <= size:
                 raise ResponseError(
-                    f"port {port} gave back a buffer of {BUFFER} with {answer.used} bytes of input"
+                    f"port {port} gave back a buffer of {size} with {answer.used} bytes of input"
                 )
             return answer.data()
 
-        return Request(_queue(port), (), (BUFFER,), parse, f"input from port {port}")
+        return Request(_queue(port), (), (size,), parse, f"input from port {port}")
 
     @staticmethod
     def transmit_request(port: int, data: Buffer) -> Request[None]:

@@ -39,6 +39,8 @@ class DriverCore(ABC):
     """The device type's own features that it makes use of, where they are offered."""
     needed_features: ClassVar[int] = Feature.VERSION_1
     """Features without which it cannot work."""
+    avoided_features: ClassVar[int] = 0
+    """Features of the rings that are not acknowledged, because known devices of this type fail with them."""
     config_structure: ClassVar[type[Structure] | None] = None
     """The configuration space, if the device type has one that this driver reads."""
 
@@ -63,7 +65,8 @@ class DriverCore(ABC):
                 f"{type(self).__name__} needs {names}, and the device offers features "
                 f"{link.offered_features:#x} only; is it a device of type {self.device_id.name}?"
             )
-        return int(self.wanted_features | self.needed_features | RING_FEATURES | Feature.IN_ORDER)
+        features = int(self.wanted_features | self.needed_features | RING_FEATURES | Feature.IN_ORDER)
+        return features & ~int(self.avoided_features)
 
     def _config_size(self, link: LinkInfo) -> int:  # noqa: ARG002 - for those whose space grows with the features
         """How many bytes of the configuration space to read. Backends refuse, or worse, to be asked for more

@@ -14,6 +14,9 @@ from .request import AsyncLink, Link, Pending, Request
 
 T = TypeVar("T")
 
+MOST_LENT = 32
+"""How many buffers a receiver of depth 0 lends at most, if none comes back."""
+
 LINKS_TIMEOUT = -1.0
 """A negative timeout stands for that of the link."""
 
@@ -50,12 +53,16 @@ class Receiver(Generic[T]):
         link: the link, whose queue runs.
         make: makes the request for one buffer.
         depth: how many buffers there are. The device has those that were not filled, or were taken since.
-            What comes while it has none is lost, or waits, as the device type has it.
+            What comes while it has none is lost, or waits, as the device type has it. 0: the device gets one
+            whenever somebody begins to wait, so that one can use devices that lose the buffers for which they
+            have nothing.
     """
 
     def __init__(self, link: Link, make: Callable[[], Request[T]], depth: int) -> None:
         self._link = link
         self._make = make
+        self._depth = depth
+        self._lent = 0
         self._arrived: deque[Pending[T]] = deque()
         for _ in range(depth):
             self._lend()
@@ -72,9 +79,12 @@ class Receiver(Generic[T]):
             LinkTimeoutError: nothing came within `timeout` seconds. Nothing is lost; ask again.
         """
         if not self._arrived:
+            if not self._depth and self._lent < MOST_LENT:
+                self._lend()
             wait_until(self._link, lambda: self.ready, timeout, self._make().what)
         pending = self._arrived.popleft()
-        self._lend()
+        if self._depth:
+            self._lend()
         return pending.result()
 
     def get_all(self) -> list[T]:
@@ -83,19 +93,26 @@ class Receiver(Generic[T]):
         return [self.get() for _ in range(len(self._arrived))]
 
     def _lend(self) -> None:
+        self._lent += 1
         pending = self._link.submit(self._make())
         if pending.done:
-            self._arrived.append(pending)
+            self._came(pending)
         else:
-            pending.callback = self._arrived.append
+            pending.callback = self._came
+
+    def _came(self, pending: Pending[T]) -> None:
+        self._lent -= 1
+        self._arrived.append(pending)
 
 
 class AsyncReceiver(Generic[T]):
     """As :class:`Receiver`, for asyncio; made by :meth:`start`. For one task at a time."""
 
-    def __init__(self, link: AsyncLink, make: Callable[[], Request[T]]) -> None:
+    def __init__(self, link: AsyncLink, make: Callable[[], Request[T]], depth: int) -> None:
         self._link = link
         self._make = make
+        self._depth = depth
+        self._lent = 0
         self._arrived: deque[asyncio.Future[T]] = deque()
         self._something = asyncio.Event()
         self._failure: Exception | None = None
@@ -103,7 +120,7 @@ class AsyncReceiver(Generic[T]):
     @classmethod
     async def start(cls, link: AsyncLink, make: Callable[[], Request[T]], depth: int) -> Self:
         """Gives the device its buffers."""
-        receiver = cls(link, make)
+        receiver = cls(link, make, depth)
         await receiver._lend(depth)
         return receiver
 
@@ -117,6 +134,8 @@ class AsyncReceiver(Generic[T]):
         if timeout is not None and timeout < 0:
             timeout = self._link.timeout
         if not self._arrived:
+            if not self._depth and self._lent < MOST_LENT:
+                await self._lend(1)
             try:
                 async with asyncio.timeout(timeout):
                     while not self._arrived:
@@ -133,18 +152,21 @@ class AsyncReceiver(Generic[T]):
         return [await self._take() for _ in range(len(self._arrived))]
 
     async def _take(self) -> T:
-        try:
-            await self._lend(1)
-        except Exception as error:
-            self._fail(error)  # told by the next get
+        if self._depth:
+            try:
+                await self._lend(1)
+            except Exception as error:
+                self._fail(error)  # told by the next get
         return self._arrived.popleft().result()
 
     async def _lend(self, count: int) -> None:
         # There is room for as many as come back, so this waits for nothing.
+        self._lent += count
         for future in await self._link.submit_all([self._make() for _ in range(count)]):
             future.add_done_callback(self._came)
 
     def _came(self, future: asyncio.Future[T]) -> None:
+        self._lent -= 1
         if future.cancelled():
             return
         error = future.exception()

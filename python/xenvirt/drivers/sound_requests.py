@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from xenvirt.errors import RequestFailedError, RequestUnsupportedError, ResponseError
+from xenvirt.virtio.features import Feature
 from xenvirt.virtio.ids import DeviceId
 from xenvirt.virtio.rings import largest_ring
 from xenvirt.virtio.sound import (
@@ -47,6 +48,8 @@ class SoundRequests(DriverCore):
     """
 
     device_id: ClassVar[DeviceId] = DeviceId.SOUND
+    # With it vhost-device-sound 0.3.0 is busy for ever with the first buffer for events.
+    avoided_features: ClassVar[int] = Feature.EVENT_IDX
     config_structure: ClassVar[type[Structure] | None] = SoundConfig
 
     config: SoundConfig

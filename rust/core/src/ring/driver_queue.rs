@@ -404,6 +404,24 @@ mod tests {
     }
 
     #[test]
+    fn a_device_that_claims_more_than_there_is_keeps_its_claim_and_the_ring_goes_on() {
+        let (mut driver, _) = pair(8, RingFeatures::default());
+        for round in 1..20_u16 {
+            submit(&mut driver, &[b"read"], &[3]);
+            // The device counts what it read too, as some do.
+            let used = driver.config().used;
+            let entry = used + 4 + u64::from(round - 1) % 8 * 8;
+            let memory = driver.ring.memory().clone();
+            let head = u32::from(round - 1) * 2 % 8; // two descriptors a chain
+            memory.write(entry, &head.to_le_bytes()).unwrap();
+            memory.write(entry + 4, &7_u32.to_le_bytes()).unwrap();
+            memory.write(used + 2, &round.to_le_bytes()).unwrap();
+            let done = completed(&mut driver);
+            assert_eq!(done, [(u64::from(round) - 1, vec![vec![FILL; 3]], 7)]);
+        }
+    }
+
+    #[test]
     fn what_is_added_is_seen_by_the_device_when_it_is_published_and_not_before() {
         for features in all_features() {
             let (mut driver, queue) = pair(8, features);

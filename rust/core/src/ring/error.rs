@@ -252,20 +252,10 @@ pub enum RingError {
         /// What the device wrote.
         id: u32,
     },
-    /// Driver side, 2.7.8.2: the used length is at most the writable bytes of the chain.
-    #[error("used entry of chain {id} claims {len} bytes written, of {writable}")]
-    UsedLength {
-        /// Head of the chain.
-        id: u16,
-        /// What the device wrote.
-        len: u32,
-        /// Device-writable bytes of the chain.
-        writable: u64,
-    },
 }
 
 /// The names of all rules, as [`RingError::rule`] gives them.
-pub const RULES: [&str; 28] = [
+pub const RULES: [&str; 27] = [
     "queue-size",
     "ring-alignment",
     "ring-address",
@@ -293,7 +283,6 @@ pub const RULES: [&str; 28] = [
     "device-failed",
     "used-index",
     "used-id",
-    "used-length",
 ];
 
 impl RingError {
@@ -327,7 +316,6 @@ impl RingError {
             Self::DeviceFailed => "device-failed",
             Self::UsedIndex { .. } => "used-index",
             Self::UsedId { .. } => "used-id",
-            Self::UsedLength { .. } => "used-length",
         }
     }
 }
