@@ -31,6 +31,7 @@ rightly (``except TimeoutError``, ``except OSError``). A wrong argument is a pla
     │   ├── RequestUnsupportedError also OSError (EOPNOTSUPP)
     │   └── ResponseError
     ├── DaemonError
+    ├── LabError
     └── ForkError                   also RuntimeError
 
 Every constructor takes the message first and the attributes after it, by position, in the order in which the
@@ -333,6 +334,21 @@ class DaemonError(XenvirtError):
         super().__init__(message, output, exit_status)
         self.output = output
         self.exit_status = exit_status
+
+
+class LabError(XenvirtError):
+    """The Xen lab (:mod:`xenvirt.lab`) cannot be built, booted or spoken to.
+
+    The message says what is missing and what to do about it. You do not get it for a command in dom0 that
+    fails: that has an exit status.
+
+    Attributes:
+        console: all that Xen and dom0 have printed, where they were booted.
+    """
+
+    def __init__(self, message: str = "", console: str = "") -> None:
+        super().__init__(message, console)
+        self.console = console
 
 
 class ForkError(XenvirtError, RuntimeError):

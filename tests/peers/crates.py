@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .cache import cache, kept, make
+from xenvirt.lab.cache import cache, kept, make
 
 
 @dataclass(frozen=True)

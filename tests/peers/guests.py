@@ -14,8 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
 
+from xenvirt.lab.kernel import Kernel
+
 from . import initramfs
-from .kernels import Kernel
 
 PATIENCE = 180.0
 """Seconds that a guest may take: 20 times of what it takes on two idle cores."""

@@ -4,8 +4,10 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from xenvirt.lab.archive import Archive
+from xenvirt.lab.kernel import module_content
 
 BUSYBOX = Path("/bin/busybox")
 
@@ -34,49 +36,12 @@ await() {
 """
 
 
-@dataclass
-class Archive:
-    """A cpio archive under construction; parent folders come by themselves."""
-
-    _data: bytearray = field(default_factory=bytearray)
-    _seen: set[str] = field(default_factory=set)
-
-    def folder(self, path: str) -> None:
-        """Adds an empty folder."""
-        self._entry(path, 0o040755, b"")
-
-    def file(self, path: str, content: bytes, *, executable: bool = False) -> None:
-        """Adds a regular file."""
-        self._entry(path, 0o100755 if executable else 0o100644, content)
-
-    def program(self, path: Path) -> None:
-        """Adds a program of this host as /programs/NAME, with its interpreter and libraries."""
-        self.file(f"/programs/{path.name}", path.read_bytes(), executable=True)
-        listed = subprocess.run(["ldd", path], capture_output=True, text=True, check=False).stdout
-        for library in re.findall(r"(/\S+) \(0x", listed):
-            self.file(library, Path(library).read_bytes(), executable=True)
-
-    def finish(self) -> bytes:
-        """The archive, with its trailer."""
-        self._entry("TRAILER!!!", 0, b"")
-        return bytes(self._data)
-
-    def _entry(self, path: str, mode: int, content: bytes) -> None:
-        name = path.strip("/")
-        if name in self._seen:
-            return
-        if parent := str(Path(name).parent).removeprefix("."):
-            self.folder(parent)
-        self._seen.add(name)
-        links, encoded = 1, name.encode() + b"\0"
-        fields = (len(self._seen), mode, 0, 0, links, 0, len(content), 0, 0, 0, 0, len(encoded), 0)
-        self._data += b"070701" + b"".join(b"%08x" % value for value in fields) + encoded
-        self._pad()
-        self._data += content
-        self._pad()
-
-    def _pad(self) -> None:
-        self._data += bytes(-len(self._data) % 4)
+def add_program(archive: Archive, path: Path) -> None:
+    """Adds a program of this host as /programs/NAME, with its interpreter and libraries."""
+    archive.file(f"/programs/{path.name}", path.read_bytes(), executable=True)
+    listed = subprocess.run(["ldd", path], capture_output=True, text=True, check=False).stdout
+    for library in re.findall(r"(/\S+) \(0x", listed):
+        archive.file(library, Path(library).read_bytes(), executable=True)
 
 
 def find_program(name: str) -> Path:
@@ -104,11 +69,12 @@ def build(
         archive.folder(folder)
     archive.file("/bin/busybox", BUSYBOX.read_bytes(), executable=True)
     for program in programs:
-        archive.program(find_program(program))
+        add_program(archive, find_program(program))
     names = []
     for module in modules:
-        archive.file(f"/modules/{module.name}", module.read_bytes())
-        names.append(module.name)
+        name = module.name.removesuffix(".xz")
+        archive.file(f"/modules/{name}", module_content(module))
+        names.append(name)
     for path, content in (files or {}).items():
         archive.file(path, content)
     archive.file("/script", (_PRELUDE + script).encode())

@@ -4,7 +4,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from .cache import kept, make
+from xenvirt.lab.cache import kept, make
+
 from .debian import unpack
 
 SUITE = "trixie"

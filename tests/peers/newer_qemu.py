@@ -6,7 +6,8 @@ Debian 12's has none, and neither has Debian 13's own. It runs here with the lib
 import shutil
 from pathlib import Path
 
-from .cache import kept, make
+from xenvirt.lab.cache import kept, make
+
 from .debian import unpack
 
 SUITES = ("trixie", "trixie-backports")

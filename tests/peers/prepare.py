@@ -4,8 +4,9 @@ import os
 import subprocess
 import sys
 
+from xenvirt.lab.cache import cache, one_at_a_time
+
 from . import crates, kernels, libblkio, newer_qemu
-from .cache import cache, one_at_a_time
 
 PACKAGES = (
     "busybox-static",

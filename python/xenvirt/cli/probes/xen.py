@@ -31,11 +31,10 @@ def privcmd() -> Finding:
     """Asks the hypervisor for its version through /dev/xen/privcmd."""
 
     def attempt(fd: int) -> str:
-        version = fcntl.ioctl(
-            fd, IOCTL_PRIVCMD_HYPERCALL, struct.pack("=6Q", HYPERVISOR_XEN_VERSION, XENVER_VERSION, *[0] * 4)
-        )
-        number = int.from_bytes(version[:8], "little") if isinstance(version, bytes) else version
-        return f"the hypervisor answers ({_hypervisor_version(number)})"
+        # In a buffer that can change: only then ioctl gives what the hypercall returned, not the buffer.
+        call = bytearray(struct.pack("=6Q", HYPERVISOR_XEN_VERSION, XENVER_VERSION, *[0] * 4))
+        version = fcntl.ioctl(fd, IOCTL_PRIVCMD_HYPERCALL, call, True)
+        return f"the hypervisor answers ({_hypervisor_version(version)})"
 
     return _device(
         "Xen hypercalls", "privcmd", "xen-privcmd", "foreign mappings and IOREQ servers, in dom0", attempt

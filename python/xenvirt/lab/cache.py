@@ -1,5 +1,7 @@
 """What takes long to make is kept outside the tree, under a name that changes with what it is made from."""
 
+from __future__ import annotations
+
 import fcntl
 import hashlib
 import os
@@ -24,7 +26,10 @@ def kept(name: str, *inputs: object) -> Path:
 
 
 def make(target: Path, build: Callable[[Path], None]) -> Path:
-    """Unless `target` is there: `build` fills a temporary folder, which becomes `target` once it is whole."""
+    """Unless `target` is there: `build` fills a temporary folder, which becomes `target` once it is whole.
+
+    Two processes may do so at the same time: the first one's work is kept.
+    """
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +37,11 @@ def make(target: Path, build: Callable[[Path], None]) -> Path:
     try:
         build(half_made)
         half_made.chmod(0o755)
-        half_made.rename(target)
+        try:
+            half_made.rename(target)
+        except OSError:  # not empty: another process was faster
+            if not target.is_dir():
+                raise
     finally:
         shutil.rmtree(half_made, ignore_errors=True)
     return target
@@ -40,7 +49,7 @@ def make(target: Path, build: Callable[[Path], None]) -> Path:
 
 @contextmanager
 def one_at_a_time() -> Iterator[None]:
-    """Holds off every other process that prepares peers in the same cache."""
+    """Holds off every other process that builds in the same cache."""
     cache().mkdir(parents=True, exist_ok=True)
     with (cache() / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,0 +1,37 @@
+"""The lab as fixtures. Where it cannot be had, tests are skipped; in CI that fails, see tests/conftest.py."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from xenvirt.errors import LabError
+from xenvirt.lab import Lab
+from xenvirt.lab.progress import on_stderr
+from xenvirt.lab.system import RECIPES, system
+
+
+@pytest.fixture(scope="session")
+def x86_64() -> str:
+    """An architecture whose lab is built and can be booted."""
+    if shutil.which("qemu-system-x86_64") is None:
+        pytest.skip("no qemu-system-x86 here (scripts/test installs it)")
+    try:
+        system(RECIPES["x86_64"], on_stderr)
+    except LabError as error:
+        pytest.skip(f"the lab cannot be built here: {error}")
+    return "x86_64"
+
+
+@pytest.fixture(scope="session")
+def share(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that dom0 has as /host."""
+    return tmp_path_factory.mktemp("share")
+
+
+@pytest.fixture(scope="session")
+def lab(x86_64: str, share: Path) -> Iterator[Lab]:
+    """A PV dom0 for the whole session."""
+    with Lab.boot(x86_64, "pv", share=share, say=on_stderr) as booted:
+        yield booted
