@@ -5,6 +5,8 @@ from collections.abc import Generator
 
 import pytest
 
+pytest_plugins = ["pytester"]
+
 IN_CI = bool(os.environ.get("CI"))
 
 

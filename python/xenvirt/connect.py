@@ -53,7 +53,7 @@ def connect(
     if isinstance(target, Device):
         return InProcessLink(target, timeout)
     protocol = _native.Frontend(os.fspath(target), timeout=timeout, protocol_features=protocol_features)
-    return Frontend(protocol, timeout)
+    return Frontend(protocol, timeout, os.fspath(target))
 
 
 class AsyncLink:

@@ -221,6 +221,7 @@ def test_an_inherited_socket_is_served_and_readiness_told(tmp_path: Path) -> Non
             ["entropy", "--socket=/no/such/directory/s"],
             "xenvirt serve: .*cannot make the socket.*/no/such/directory/s",
         ),
+        (["entropy", f"--socket=/tmp/{'x' * 120}"], "cannot make the socket: AF_UNIX path too long"),
         (["entropy", "--fd=0"], "xenvirt serve: descriptor 0 is not a"),
         (
             ["net", "--sink", "--mac=01:00:00:00:00:00", "--socket=/tmp/x"],

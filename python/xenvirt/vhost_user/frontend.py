@@ -10,22 +10,27 @@ from xenvirt import _native
 from xenvirt.errors import DeviceFailedError, DisconnectedError, NegotiationError
 from xenvirt.link import Link, LinkMemory
 
+from . import wire_logs
+
 
 class Frontend(Link):
     """The driver's end of a backend behind a vhost-user socket.
 
     Attributes:
+        path: the backend's socket.
         protocol: the protocol's own requests, in the order that you choose: features, memory, rings, status,
             and raw messages for negative tests. A typed driver uses it underneath; whoever uses both has to
             know what they do.
     """
 
-    def __init__(self, protocol: _native.Frontend, timeout: float | None) -> None:
+    def __init__(self, protocol: _native.Frontend, timeout: float | None, path: str = "") -> None:
         super().__init__(timeout)
         self.protocol = protocol
+        self.path = path
         self._errors: dict[int, int] = {}
         self._changes = 0
         self._epoll.register(protocol.fileno(), select.EPOLLRDHUP)
+        wire_logs.opened(self)
 
     @property
     def offered_features(self) -> int:
@@ -107,5 +112,6 @@ class Frontend(Link):
 
     def _stop(self) -> None:
         self.protocol.close()
+        wire_logs.closed(self)
         for fd in self._errors:
             os.close(fd)

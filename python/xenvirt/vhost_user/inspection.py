@@ -21,6 +21,7 @@ from xenvirt.virtio.ids import DeviceId
 from xenvirt.virtio.names import config_class, feature_names
 from xenvirt.virtio.structure import Structure
 
+from . import wire_logs
 from .protocol import ProtocolFeature, Request, protocol_feature_names
 
 T = TypeVar("T")
@@ -122,6 +123,7 @@ def inspect(
     with _native.Frontend(os.fspath(path), timeout=timeout, negotiate=False) as protocol:
         asking = _Asking(protocol)
         asking.everything(device_id, config_size)
+    wire_logs.said(os.fspath(path), protocol.wire_log)
     return Inspection(
         socket=os.fspath(path),
         device_id=device_id,

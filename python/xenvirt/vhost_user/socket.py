@@ -107,8 +107,9 @@ class VhostUserSocket:
         try:
             listener.bind(path)
         except OSError as error:
-            why = f"cannot make the socket: {os.strerror(error.errno or 0)}"
-            raise OSError(error.errno, why, path) from error
+            # A path that is too long has no number of its own from Python.
+            why = f"cannot make the socket: {error.strerror or error}"
+            raise OSError(error.errno or errno.ENAMETOOLONG, why, path) from error
         # Before anybody can connect: a socket is connectable only once it listens.
         if self.owner is not None:
             os.chown(path, *self.owner)
