@@ -52,36 +52,54 @@ pub enum TableError {
     },
 }
 
+/// A region in force.
+#[derive(Clone)]
+struct Slot {
+    said: MemoryRegion,
+    region: Region,
+    /// How often it was added.
+    times: u32,
+}
+
 /// The regions in force. Changing it makes a new one, so that a refusal leaves the old one whole.
 #[derive(Clone, Default)]
 pub struct MemorySlots {
-    slots: Vec<(MemoryRegion, Region)>,
+    slots: Vec<Slot>,
     table: GuestMemory,
 }
 
 impl MemorySlots {
     /// SET_MEM_TABLE: maps all regions anew.
     pub fn map(regions: Vec<(MemoryRegion, OwnedFd)>) -> Result<Self, TableError> {
-        let slots = regions.into_iter().map(|(region, fd)| Ok((region, map(&region, &fd)?)));
+        let slots = regions.into_iter().map(|(said, fd)| map(said, &fd));
         Self::new(slots.collect::<Result<_, TableError>>()?)
     }
 
-    /// ADD_MEM_REG.
-    pub fn with(&self, region: MemoryRegion, fd: OwnedFd) -> Result<Self, TableError> {
+    /// ADD_MEM_REG. The same region may come again, and then goes only when it was removed as often: QEMU
+    /// 7.2 says everything of its memory once for each pair of queues of a network card. The newest
+    /// mapping counts.
+    pub fn with(&self, said: MemoryRegion, fd: OwnedFd) -> Result<Self, TableError> {
+        let mut added = map(said, &fd)?;
         let mut slots = self.slots.clone();
-        slots.push((region, map(&region, &fd)?));
+        match slots.iter_mut().find(|slot| key(&slot.said) == key(&said)) {
+            Some(slot) => {
+                added.times = slot.times.saturating_add(1);
+                *slot = added;
+            }
+            None => slots.push(added),
+        }
         Self::new(slots)
     }
 
     /// REM_MEM_REG: the region is known by its addresses and its size.
     pub fn without(&self, gone: &MemoryRegion) -> Result<Self, TableError> {
-        let key = |r: &MemoryRegion| (r.guest_address, r.user_address, r.size);
         let mut slots = self.slots.clone();
-        slots.retain(|(region, _)| key(region) != key(gone));
-        if slots.len() == self.slots.len() {
+        let Some(slot) = slots.iter_mut().find(|slot| key(&slot.said) == key(gone)) else {
             let (guest, user, size) = key(gone);
             return Err(TableError::NoSuchRegion { guest, user, size });
-        }
+        };
+        slot.times -= 1;
+        slots.retain(|slot| slot.times > 0);
         Self::new(slots)
     }
 
@@ -90,21 +108,66 @@ impl MemorySlots {
         &self.table
     }
 
-    fn new(slots: Vec<(MemoryRegion, Region)>) -> Result<Self, TableError> {
+    fn new(slots: Vec<Slot>) -> Result<Self, TableError> {
         if slots.len() > MAX_MEMORY_SLOTS {
             return Err(TableError::TooMany { count: slots.len() });
         }
-        let table = GuestMemory::new(slots.iter().map(|(_, region)| region.clone()).collect())?;
+        let table = GuestMemory::new(slots.iter().map(|slot| slot.region.clone()).collect())?;
         Ok(Self { slots, table })
     }
 }
 
-fn map(region: &MemoryRegion, fd: &OwnedFd) -> Result<Region, TableError> {
-    let address = region.guest_address;
-    if !region.xen_flags.is_empty() {
-        return Err(TableError::Xen { address, flags: region.xen_flags });
+/// What a region is known by.
+fn key(region: &MemoryRegion) -> (u64, u64, u64) {
+    (region.guest_address, region.user_address, region.size)
+}
+
+fn map(said: MemoryRegion, fd: &OwnedFd) -> Result<Slot, TableError> {
+    let address = said.guest_address;
+    if !said.xen_flags.is_empty() {
+        return Err(TableError::Xen { address, flags: said.xen_flags });
     }
-    let mapped = MappedMemory::file(fd.as_fd(), region.mmap_offset, region.size, true);
+    let mapped = MappedMemory::file(fd.as_fd(), said.mmap_offset, said.size, true);
     let mapped = mapped.map_err(|error| TableError::Map { address, error })?;
-    Ok(Region::new(address, region.user_address, Arc::new(mapped)))
+    let region = Region::new(address, said.user_address, Arc::new(mapped));
+    Ok(Slot { said, region, times: 1 })
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+
+    use super::*;
+
+    fn region(guest_address: u64) -> (MemoryRegion, OwnedFd) {
+        let file = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&file, 0x1000).unwrap();
+        let said =
+            MemoryRegion { guest_address, user_address: 0x7000, size: 0x1000, ..MemoryRegion::default() };
+        (said, file)
+    }
+
+    #[test]
+    fn a_region_that_is_added_twice_goes_when_it_is_removed_twice() {
+        let (said, file) = region(0x4000);
+        let once = MemorySlots::default().with(said, file).unwrap();
+        let twice = once.with(said, region(0x4000).1).unwrap();
+        assert_eq!(twice.table().regions().len(), 1);
+        let removed = twice.without(&said).unwrap();
+        assert_eq!(removed.table().regions().len(), 1);
+        let removed = removed.without(&said).unwrap();
+        assert_eq!(removed.table().regions().len(), 0);
+        assert!(matches!(removed.without(&said), Err(TableError::NoSuchRegion { guest: 0x4000, .. })));
+    }
+
+    #[test]
+    fn another_region_in_the_same_place_is_refused() {
+        let (said, file) = region(0x4000);
+        let slots = MemorySlots::default().with(said, file).unwrap();
+        let (other, file) = region(0x4800);
+        assert!(matches!(slots.with(other, file), Err(TableError::Table(_))));
+        let (same, file) = region(0x4000);
+        let table = vec![region(0x4000), (same, file)];
+        assert!(matches!(MemorySlots::map(table), Err(TableError::Table(_))));
+    }
 }
