@@ -1,5 +1,6 @@
 """The peers as fixtures; a test whose peer is missing is skipped."""
 
+import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -52,6 +53,14 @@ def newer_qemu(qemu: Callable[..., QemuGuest]) -> Callable[..., QemuGuest]:
     program = command()
     need(program, "QEMU of Debian's backports")
     return partial(qemu, program=program)
+
+
+@pytest.fixture
+def privileged() -> None:
+    """Lets a test make network namespaces and tap interfaces."""
+    need(os.geteuid() == 0, "root for network namespaces")
+    need(shutil.which("ip"), "iproute2")
+    need(os.access("/dev/net/tun", os.R_OK | os.W_OK), "/dev/net/tun")
 
 
 @pytest.fixture
