@@ -240,3 +240,37 @@ def test_ports_of_ours_differ_and_can_be_chosen() -> None:
         core.connect(80, local_port=7)
     with pytest.raises(ValueError, match="32 bits"):
         core.connect(1 << 32)
+
+
+HEADERS = st.builds(
+    PacketHeader,
+    src_cid=st.sampled_from([HOST, US, 9]),
+    dst_cid=st.sampled_from([US, HOST]),
+    src_port=st.sampled_from([80, 81]),
+    dst_port=st.sampled_from([49152, 49153, 5000]),
+    len=st.integers(0, 5000),
+    type=st.integers(0, 3),
+    op=st.integers(0, 9),
+    flags=st.integers(0, 4),
+    buf_alloc=st.integers(0, (1 << 32) - 1),
+    fwd_cnt=st.integers(0, (1 << 32) - 1),
+)
+
+
+@given(st.lists(st.tuples(HEADERS, st.integers(0, 5000)), max_size=60))
+def test_a_hostile_device_cannot_make_it_fail_or_keep_more_than_its_room(
+    packets: list[tuple[PacketHeader, int]],
+) -> None:
+    core = VsockCore(US)
+    core.listen(5000, backlog=3)
+    connections = [core.connect(80), core.connect(81)]
+    for header, size in packets:
+        core.heard(header.to_bytes() + bytes(size))
+        for connection in connections:
+            assert len(connection.received) <= BUFFER
+            sent_now = connection.send(memoryview(bytes(100)))
+            assert 0 <= sent_now <= 100
+            assert connection.state is State.OPEN or sent_now == 0
+        # To each packet there is at most one answer, beside what we send ourselves.
+        assert len(core.outgoing) <= 5
+        core.outgoing.clear()

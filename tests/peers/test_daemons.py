@@ -5,10 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from xenvirt import Daemon, connect
-from xenvirt.drivers import BlockDriver, EntropyDriver
+from xenvirt.drivers import BlockDriver
 
-from . import crates
-from .crates import Crate
 from .workloads import MiB, new_image
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -39,15 +37,3 @@ def test_a_second_client_finds_qemu_storage_daemon_as_the_first_left_it(
         disk.write(4096, b"first was here")
     with connect(backend.socket) as link, BlockDriver(link) as disk:
         assert disk.read(4096, 14) == b"first was here"
-
-
-def test_the_entropy_driver_draws_from_vhost_device_rng(daemon_program: Callable[[Crate], Path]) -> None:
-    program = daemon_program(crates.RNG)
-    with (
-        Daemon(program, "--socket-path={socket}", socket_suffix="0") as daemon,
-        connect(daemon.socket, timeout=5.0) as link,
-        EntropyDriver(link) as rng,
-    ):
-        drawn = [rng.read(64) for _ in range(8)]
-    assert all(len(data) == 64 for data in drawn)
-    assert len(set(drawn)) == 8
