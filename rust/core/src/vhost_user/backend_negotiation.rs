@@ -30,6 +30,7 @@ impl Backend {
             }
             R::SetBackendReqFd(_) => ProtocolFeatures::BACKEND_REQ,
             R::GetStatus | R::SetStatus(_) => ProtocolFeatures::STATUS,
+            R::ResetDevice => ProtocolFeatures::RESET_DEVICE,
             _ => return Ok(()),
         };
         if self.protocol.contains(needed) {

@@ -92,7 +92,11 @@ impl Backend {
             refused(name)(format!("the kick of queue {index} cannot be watched: {errno}"))
         })?;
         self.vrings[queue].started = true;
-        self.start(queue, events).map_err(refused(name))
+        self.start(queue, events).map_err(|reason| {
+            self.vrings[queue].started = false;
+            let _ = self.control.set_kick(index.into(), None);
+            refused(name)(reason)
+        })
     }
 
     /// SET_VRING_ENABLE.
@@ -106,7 +110,10 @@ impl Backend {
         let queue = self.index(name, index)?;
         self.vrings[queue].enabled = enable;
         if enable {
-            return self.start(queue, events).map_err(refused(name));
+            return self.start(queue, events).map_err(|reason| {
+                self.vrings[queue].enabled = false;
+                refused(name)(reason)
+            });
         }
         self.control.queues[queue].pause();
         Ok(Answer::Done)
@@ -115,7 +122,7 @@ impl Backend {
     pub(super) fn index(&self, request: RequestName, index: u32) -> Result<usize, BackendError> {
         let count = self.vrings.len();
         let found = usize::try_from(index).ok().filter(|&index| index < count);
-        found.ok_or_else(|| wrong(request, "queue", index.into(), format!("0 to {}", count - 1)))
+        found.ok_or_else(|| wrong(request, "queue", index.into(), format!("below {count}")))
     }
 
     fn not_started(&self, request: RequestName, index: usize) -> Result<(), BackendError> {
