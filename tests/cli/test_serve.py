@@ -164,7 +164,7 @@ def test_a_sink_says_what_it_counted() -> None:
 def test_a_pair_is_served_at_two_sockets(tmp_path: Path) -> None:
     second = tmp_path / "second"
     with (
-        xenvirt("serve", "net", f"--pair={second}", "--socket={socket}", "--queues=2") as daemon,
+        xenvirt("serve", "net", f"--pair={second}", "--socket={socket}", "--queues=2", "--threads") as daemon,
         connect(daemon.socket) as one_link,
         connect(str(second)) as other_link,
         NetDriver(one_link) as one,

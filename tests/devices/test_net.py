@@ -216,6 +216,21 @@ def test_a_legacy_driver_has_a_header_of_ten_bytes(stack: ExitStack) -> None:
     assert (sink.frames, sink.octets) == (1, 19)
 
 
+def test_a_frame_without_a_whole_header_goes_nowhere(stack: ExitStack) -> None:
+    (link, one), (_, other) = wired(stack)
+    for size in (1, 11, 12):
+        link.run(Request(1, [bytes(size)], [], lambda _: None, "no frame"))
+    one.send(frame(OTHER, b"a frame"))
+    assert other.receive() == frame(OTHER, b"a frame")
+
+
+def test_a_frame_that_is_too_long_for_any_network_goes_nowhere(stack: ExitStack) -> None:
+    (_, one), (_, other) = wired(stack)
+    one.send(frame(OTHER, bytes(70_000)))
+    one.send(frame(OTHER, b"a frame"))
+    assert other.receive() == frame(OTHER, b"a frame")
+
+
 def test_the_link_goes_down_and_up(stack: ExitStack) -> None:
     device = NetDevice(Sink())
     link, net = drive(stack, device)
@@ -239,6 +254,15 @@ def test_several_queues_mean_mq_and_one_pair_does_not() -> None:
         with connect(NetDevice(Sink(pairs=pairs))) as link:
             assert bool(link.offered_features & NetFeature.MQ) == (pairs > 1)
             assert link.offered_features & Feature.VERSION_1
+
+
+def test_what_a_backend_cannot_do_is_refused() -> None:
+    with pytest.raises(ValueError, match="this Sink has 1"):
+        NetDevice(Sink(), pairs=2)
+    with pytest.raises(ValueError, match="between 1 and 127"):
+        NetDevice(Sink(), pairs=0)
+    with pytest.raises(ValueError, match="one thread"):
+        NetDevice(NetBackend(), thread_per_queue=True)
 
 
 @pytest.mark.parametrize("mac", ["", "52:54:00:00:00", "01:00:5e:00:00:01", b"short", "no address"])

@@ -35,6 +35,9 @@ def add_device(devices: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument(
         "--queues", type=number(1, 127), default=1, metavar="N", help="queue pairs, 1 to 127 (default 1)"
     )
+    parser.add_argument(
+        "--threads", action="store_true", help="serve each queue on a thread of its own; not with --tap"
+    )
     add_transport(parser)
     parser.set_defaults(
         make=_make,
@@ -59,7 +62,10 @@ def _make(arguments: argparse.Namespace, stack: ExitStack) -> list[tuple[Device,
         stack.callback(backend.close)
     # An address that was given is that of the first device; the second one shall not have the same.
     macs = [arguments.mac, None]
-    devices = [NetDevice(end, mac=mac, mtu=arguments.mtu) for end, mac in zip(backends, macs, strict=False)]
+    devices = [
+        NetDevice(end, mac=mac, mtu=arguments.mtu, thread_per_queue=arguments.threads)
+        for end, mac in zip(backends, macs, strict=False)
+    ]
     if arguments.sink:
         stack.callback(_count, sink)
     return list(zip(devices, transports, strict=True))

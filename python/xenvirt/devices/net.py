@@ -48,7 +48,8 @@ class NetDevice(Device):
             not given.
         pairs: how many queue pairs at most; by default as many as the backend can use.
         mtu: what the driver is told; by default what the backend says.
-        queue_size: descriptors of each queue.
+        queue_size: the largest ring that a driver may have; User-Mode Linux wants 256 of every device.
+        thread_per_queue: serve each queue on its own thread, where the backend can.
 
     Attributes:
         dropped: frames that the driver had no buffer large enough for, and would never have.
@@ -64,12 +65,20 @@ class NetDevice(Device):
         pairs: int | None = None,
         mtu: int | None = None,
         queue_size: int = 256,
+        thread_per_queue: bool = False,
     ) -> None:
+        if thread_per_queue and not backend.threads:
+            raise ValueError(f"a {type(backend).__name__} has one thread for all queues")
+        self.thread_per_queue = thread_per_queue
         self.backend = backend
         self.mac = random_mac() if mac is None else parse_mac(mac)
         self.max_pairs = backend.pairs if pairs is None else pairs
         if not 1 <= self.max_pairs <= 127:
             raise ValueError(f"{self.max_pairs} queue pairs: between 1 and 127 can be")
+        if self.max_pairs > backend.pairs:
+            raise ValueError(
+                f"{self.max_pairs} queue pairs: this {type(backend).__name__} has {backend.pairs}"
+            )
         mtu = backend.mtu if mtu is None else mtu
         self.queue_sizes = (queue_size,) * (2 * self.max_pairs + 1)
         self.features = (

@@ -25,14 +25,16 @@ BACKLOG: Final = 1024
 
 class NetBackend:
     """Where the frames of a network device come from and go to. All methods are called on the thread that
-    serves the device.
+    serves the device; `transmit` and `receivable` on that of their queue, if it has one.
 
     Attributes:
+        threads: each queue may have a thread of its own.
         pairs: how many queue pairs it can make use of.
         offloads: what a driver may be offered because of it, for instance HOST_TSO4.
         mtu: the largest payload in bytes; None: it does not say.
     """
 
+    threads: bool = False
     pairs: int = 1
     offloads: int = 0
     mtu: int | None = None
@@ -58,26 +60,34 @@ class NetBackend:
 
 
 class Sink(NetBackend):
-    """Takes every frame, counts it, and drops it, by the batch: for benches and tests.
+    """Takes every frame, counts it, and drops it, by the batch: for benches and tests."""
 
-    Attributes:
-        frames: how many came.
-        octets: how many bytes they had, without the headers of virtio.
-    """
+    threads = True
 
     def __init__(self, *, pairs: int = 1) -> None:
         self.pairs = pairs
-        self.frames = 0
-        self.octets = 0
+        # By pair: each may be counted on a thread of its own.
+        self._frames = [0] * pairs
+        self._octets = [0] * pairs
         self._header: type[PacketHeader | LegacyPacketHeader] = PacketHeader
 
     def attach(self, device: NetDevice, session: Session) -> None:  # noqa: ARG002 - see the base
         self._header = PacketHeader if device.header_size == PacketHeader.size() else LegacyPacketHeader
 
-    def transmit(self, pair: int, queue: VirtQueue) -> None:  # noqa: ARG002 - all pairs go the same way
+    @property
+    def frames(self) -> int:
+        """How many came."""
+        return sum(self._frames)
+
+    @property
+    def octets(self) -> int:
+        """How many bytes they had, without the headers of virtio."""
+        return sum(self._octets)
+
+    def transmit(self, pair: int, queue: VirtQueue) -> None:
         while batch := queue.pop_batch(self._header, limit=BATCH):
-            self.frames += len(batch)
-            self.octets += batch.total_readable
+            self._frames[pair] += len(batch)
+            self._octets[pair] += batch.total_readable
             batch.complete()
 
 
@@ -90,6 +100,8 @@ class CableEnd(NetBackend):
     Attributes:
         dropped: frames that did not reach the driver at this end.
     """
+
+    threads = True
 
     def __init__(self) -> None:
         self.other: CableEnd = self
