@@ -1,6 +1,6 @@
 """A QEMU that has `vhost-user-test-device-pci`, a frontend for any type of device: of Debian 13's backports.
 
-Debian 12's has none, and neither has Debian 13's own. It runs here with the libraries that it comes with.
+Debian 12's has none. It runs here with the libraries that it comes with.
 """
 
 import shutil

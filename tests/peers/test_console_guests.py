@@ -51,6 +51,7 @@ result port $port
 await /dev/hvc0
 exec 3<>/dev/$port 4<>/dev/hvc0
 stty -F /dev/hvc0 raw -echo
+result size $(stty -F /dev/hvc0 size)
 echo "to the console" >&4
 head -c {ECHO_SIZE} <&3 > /tmp/got
 result got $(sha256sum /tmp/got | cut -d ' ' -f 1)
@@ -158,4 +159,5 @@ def test_qemu_has_a_console_and_a_channel(newer_qemu: Callable[..., QemuGuest], 
         assert served.counters.errors == 0
     assert outcome.one("got") == hashlib.sha256(data).hexdigest()
     assert outcome.one("line") == "from the console"
+    assert outcome.one("size") == "25 80"  # rows, then columns, of a RESIZE message
     assert outcome.features(f"features-{CONSOLE}") & 0b11 == 0b11  # SIZE, MULTIPORT

@@ -62,8 +62,8 @@ class Control(Structure):
 class ControlResize(Structure):
     """What follows a RESIZE message: 4 bytes, in the order of the specification (section 5.3.6.2).
 
-    Linux 6.1 takes the first number for the rows. A change of the configuration space (SIZE) is understood by
-    all.
+    Older Linux took the first number for the rows; that of Debian 12 does not any more. A change of the
+    configuration space (SIZE) is understood by all that have one port.
     """
 
     cols: U16 = 0
