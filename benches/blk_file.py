@@ -20,13 +20,18 @@ def _kiops(socket: str, workload: str) -> float:
 
 
 def run(name: str, quick: bool) -> Iterator[Row]:
-    """A row for reads and one for writes, our block device in Python."""
+    """A row for reads and one for writes, for our block device in Python and for the one in Rust."""
+    for language in ("python", "native"):
+        yield from _rows(name, language, quick)
+
+
+def _rows(name: str, language: str, quick: bool) -> Iterator[Row]:
     with tempfile.TemporaryDirectory(prefix="xenvirt-bench-") as folder:
         images = [Path(folder) / "ours", Path(folder) / "peer"]
         for image in images:
             image.write_bytes(bytes(range(1, 256)) * (SIZE // 255) + bytes(SIZE % 255))
         with (
-            Daemon(*served("file_disk.py", "{socket}", str(images[0]))) as ours,
+            Daemon(*served("file_disk.py", "{socket}", str(images[0]), language)) as ours,
             storage_daemon(f"file,filename={images[1]}") as peer,
         ):
             for word, workload in (("read", "randread"), ("write", "randwrite")):
@@ -35,4 +40,4 @@ def run(name: str, quick: bool) -> Iterator[Row]:
                     partial(_kiops, ours.socket, workload),
                     partial(_kiops, peer.socket, workload),
                 )
-                yield Row(f"{name}/{word}-python", mine, theirs, "kIOPS", "higher", AIM)
+                yield Row(f"{name}/{word}-{language}", mine, theirs, "kIOPS", "higher", AIM)

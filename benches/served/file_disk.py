@@ -1,10 +1,11 @@
-"""An image as a disk: `file_disk.py SOCKET IMAGE`."""
+"""An image as a disk: `file_disk.py SOCKET IMAGE (python|native)`."""
 
 import sys
 
 from xenvirt import VhostUserSocket, serve
-from xenvirt.devices.block import BlockDevice
+from xenvirt.devices import BlockDevice, NativeBlockDevice
 
 if __name__ == "__main__":
-    with BlockDevice(sys.argv[2]) as disk:
+    make = NativeBlockDevice if sys.argv[3] == "native" else BlockDevice
+    with make(sys.argv[2]) as disk:
         serve(disk, VhostUserSocket(sys.argv[1]))

@@ -32,10 +32,10 @@ class StorageCounters(NamedTuple):
 class NativeBlockDevice(BlockDevice):
     """As :class:`BlockDevice`, with its requests answered in Rust.
 
-    The kernel moves the data between image and guest memory by io_uring, many requests at a time, and
-    requests are answered in the order in which they end. Where io_uring is not allowed (an old kernel, a
-    container's seccomp filter, the sysctl ``kernel.io_uring_disabled``) each request is a system call;
-    :attr:`storage` says which it is.
+    What the page cache can do is done at once. What has to wait for the storage, io_uring does beside us,
+    many requests at a time; requests are answered in the order in which they end. Where io_uring is not
+    allowed (an old kernel, a container's seccomp filter, the sysctl ``kernel.io_uring_disabled``) each
+    request is a system call that waits; :attr:`storage` says which it is.
 
     When the driver goes away, what the kernel has begun is waited for, and what it has not begun is
     cancelled, before the guest's memory is let go of.

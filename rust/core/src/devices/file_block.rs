@@ -7,7 +7,8 @@
 //! [`VirtQueue::stop`](crate::ring::VirtQueue::stop) makes the requests stale, so that nothing new begins, and then has each
 //! queue [settle](crate::ring::Background::settle): what the kernel has not begun is cancelled, what it has begun is
 //! waited for. When the stop returns, nobody touches the guest's memory. A disk that does not answer makes a stop
-//! wait as long; so it would with a system call.
+//! wait as long; so it would with a system call. When it is the server that goes away, while the queues run,
+//! [`FileBlock::reset`] waits for what was begun and answers it.
 //!
 //! A region that is taken out of the memory table stays mapped until the requests that lie in it have ended.
 
@@ -20,7 +21,10 @@ use std::{
     },
 };
 
-use rustix::io::Errno;
+use rustix::{
+    fs::{OFlags, fcntl_getfl},
+    io::Errno,
+};
 
 use super::{
     block::{Disk, ID_SIZE, SECTOR},
@@ -127,6 +131,8 @@ pub(super) struct Settings {
     write_through: AtomicBool,
     pub id: [u8; ID_SIZE],
     pub storage: Storage,
+    /// The file is read and written through the page cache.
+    pub cached: bool,
     counters: [AtomicU64; 4],
 }
 
@@ -176,8 +182,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl FileBlock {
     /// A disk over an open file, of `size` bytes, of which a tail that is no sector is left alone.
     ///
-    /// With `io_uring` the data is moved by it where the kernel allows that; [`Self::storage`] says. Without, and
-    /// else, each request is a system call.
+    /// With `io_uring` whatever has to wait is done by it, where the kernel allows that; [`Self::storage`] says.
+    /// Without, and else, each request is a system call.
+    ///
+    /// What the page cache can do is a system call in both cases. Many file systems make io_uring hand each
+    /// buffered write to a thread, which costs several times what the copy does; and a read that finds its
+    /// data is cheaper without a completion. A file that was opened with O_DIRECT has no page cache.
     pub fn new(file: OwnedFd, size: u64, read_only: bool, id: [u8; ID_SIZE], io_uring: bool) -> Self {
         let storage = match io_uring.then(Uring::new) {
             Some(Ok(_)) => Storage::IoUring,
@@ -190,6 +200,7 @@ impl FileBlock {
             write_through: AtomicBool::new(false),
             id,
             storage,
+            cached: fcntl_getfl(&file).is_ok_and(|flags| !flags.contains(OFlags::DIRECT)),
             counters: Default::default(),
         };
         let (file, active) = (Mutex::new(Some(Arc::new(file))), Mutex::default());
@@ -246,16 +257,24 @@ impl FileBlock {
         worker.ok_or(ProcessError::NotActive { index })?.process(queue)
     }
 
-    /// The driver is gone, and all queues are stopped.
+    /// The session ends. On queues that still run what was begun is waited for and answered; on those that were
+    /// stopped nothing is left.
     pub fn reset(&self) {
+        self.end(true);
+    }
+
+    fn end(&self, answer: bool) {
         let active = std::mem::take(&mut *lock(&self.active));
         for Active { queue, worker } in active {
+            if answer && queue.is_started() {
+                worker.drain(&queue);
+            }
             queue.set_background(None);
             worker.settle();
         }
     }
 
-    /// Lets go of the file.
+    /// As [`Self::reset`], and lets go of the file.
     pub fn close(&self) {
         self.reset();
         lock(&self.file).take();
@@ -266,7 +285,7 @@ impl Drop for FileBlock {
     fn drop(&mut self) {
         // A child may have forked while somebody held a lock.
         if self.owner.is_this_process() {
-            self.reset();
+            self.end(false);
         }
     }
 }

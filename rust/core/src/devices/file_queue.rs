@@ -121,6 +121,28 @@ impl FileQueue {
         Ok(std::mem::take(&mut state.troubles))
     }
 
+    /// Ends what was begun, and begins nothing new.
+    pub(super) fn drain(&self, queue: &VirtQueue) {
+        if !self.owner.is_this_process() {
+            return;
+        }
+        let state = &mut *self.lock();
+        loop {
+            state.reap(&self.settings);
+            let begun = self.begin(queue, state);
+            state.reap(&self.settings);
+            queue.finish(&mut state.outcomes);
+            let waited = match &mut state.engine {
+                Engine::Uring(uring) if uring.in_flight() > 0 => uring.wait(),
+                _ if state.next.is_empty() => return,
+                _ => Ok(()),
+            };
+            if begun.and(waited).is_err() {
+                return;
+            }
+        }
+    }
+
     /// Begins what is to be begun, while the queue cannot be stopped.
     fn begin(&self, queue: &VirtQueue, state: &mut State) -> Result<(), Errno> {
         if state.next.is_empty() {
@@ -142,7 +164,10 @@ impl FileQueue {
             Engine::Uring(uring) => {
                 for work in next.drain(..) {
                     let step = work.step().unwrap_or(Step::Sync);
-                    if let Err(work) = uring.prepare(self.file.as_fd(), work, step) {
+                    let cached = self.settings.cached.then(|| work.do_in_cache(step, self.file.as_fd()));
+                    if let Some(result) = cached.flatten() {
+                        finished.push((work, step, result));
+                    } else if let Err(work) = uring.prepare(self.file.as_fd(), work, step) {
                         finished.push((work, step, Err(Errno::AGAIN)));
                     }
                 }

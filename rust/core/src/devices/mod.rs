@@ -2,7 +2,7 @@
 //!
 //! What a device is (its id, features, config space) is said by whoever serves it; here is what it does
 //! with requests. [`NullBlock`] answers at once; [`FileBlock`] has the kernel move the data between a file
-//! and guest memory, by io_uring where that is allowed.
+//! and guest memory, by io_uring where it has to be waited for and where that is allowed.
 
 mod block;
 mod file_block;

@@ -175,6 +175,14 @@ impl Uring {
         Ok(())
     }
 
+    /// Waits until something has ended.
+    pub(super) fn wait(&mut self) -> Result<(), Errno> {
+        match self.ring.submit_and_wait(1).map_err(|error| errno(&error)) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+
     /// Takes what has ended.
     pub(super) fn reap(&mut self, finished: &mut Vec<Finished>) {
         for completion in self.ring.completion() {
@@ -203,8 +211,8 @@ impl Uring {
             if self.in_flight() == 0 {
                 return;
             }
-            match self.ring.submit_and_wait(1).map_err(|error| errno(&error)) {
-                Ok(_) | Err(Errno::INTR) => {}
+            match self.wait() {
+                Ok(()) => {}
                 Err(Errno::AGAIN | Errno::BUSY) if tries < PATIENCE => {
                     tries += 1;
                     std::thread::yield_now();

@@ -124,7 +124,8 @@ impl Work {
     /// The step has ended like this.
     pub(super) fn done(&mut self, step: Step, result: Result<u64, Errno>) -> Result<(), Failure> {
         let result = match result {
-            Err(Errno::INTR) => return Ok(()),
+            // Nothing was done: the step comes again. When a thread ends, the kernel cancels what it began.
+            Err(Errno::INTR | Errno::CANCELED) => return Ok(()),
             other => other,
         };
         let failed = |errno| Failure::Storage(Trouble { io: step.io(), errno });
@@ -202,6 +203,16 @@ impl Work {
             Step::WriteZeroes { offset, len } => {
                 pwrite(file, ZEROES.get(..len).unwrap_or_default(), offset).map(|written| written as u64)
             }
+        }
+    }
+
+    /// Does a step in place if that takes no longer than copying the data: a read from the page cache, a
+    /// write into it. None when the storage has to be waited for. To be called as [`Self::do_in_place`].
+    pub(super) fn do_in_cache(&self, step: Step, file: BorrowedFd<'_>) -> Option<Result<u64, Errno>> {
+        match step {
+            Step::Read { offset } => self.request.write_from_cache(file, offset, self.moved).ok().map(Ok),
+            Step::Write { .. } => Some(self.do_in_place(step, file)),
+            _ => None,
         }
     }
 

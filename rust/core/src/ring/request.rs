@@ -177,6 +177,17 @@ impl QueueRequest {
         unsafe { transfer::from_file(fd, self.writable_segments(skipped), Some(offset)) }
     }
 
+    /// As [`Self::write_from_file`], with what is in the page cache; an error when nothing is.
+    pub(crate) fn write_from_cache(
+        &self,
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        skipped: u64,
+    ) -> Result<u64, Errno> {
+        // SAFETY: the segments are mapped and writable.
+        unsafe { transfer::from_cache(fd, self.writable_segments(skipped), offset) }
+    }
+
     /// Moves the readable data after its first `skipped` bytes to a file; as [`Self::write_from_file`].
     pub(crate) fn read_into_file(&self, fd: BorrowedFd<'_>, offset: u64, skipped: u64) -> Result<u64, Errno> {
         // SAFETY: the segments are mapped.

@@ -89,6 +89,24 @@ pub(super) unsafe fn from_file(
     })
 }
 
+/// Moves bytes of a file to segments, as many as are in memory already: it waits for no storage. Returns
+/// how many; none is an error, of the end of the file too.
+///
+/// # Safety
+/// See the module.
+pub(super) unsafe fn from_cache(
+    fd: BorrowedFd<'_>,
+    segments: impl Iterator<Item = Segment>,
+    offset: u64,
+) -> Result<u64, Errno> {
+    let moved = move_bytes(segments, Some(offset), |pieces, offset| {
+        let (count, offset) = (pieces.len() as libc::c_int, offset.unwrap_or(0));
+        // SAFETY: the pieces are segments that are mapped and writable.
+        unsafe { libc::preadv2(fd.as_raw_fd(), pieces.as_ptr(), count, offset, libc::RWF_NOWAIT) }
+    });
+    moved.and_then(|moved| if moved > 0 { Ok(moved) } else { Err(Errno::AGAIN) })
+}
+
 /// Moves bytes of segments to a file; without an offset, to a stream. Returns how many.
 ///
 /// # Safety
