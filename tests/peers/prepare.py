@@ -5,6 +5,8 @@ import subprocess
 import sys
 
 from xenvirt.lab.cache import cache, one_at_a_time
+from xenvirt.lab.progress import on_stderr
+from xenvirt.lab.system import system
 
 from . import crates, kernels, libblkio, newer_qemu
 
@@ -52,6 +54,7 @@ def main() -> None:
         libblkio.build()
         newer_qemu.build()
         crates.build_all()
+        system("x86_64", on_stderr)
     print(f"the peers are in {cache()}")
 
 

@@ -9,7 +9,7 @@ import pytest
 from xenvirt.errors import LabError
 from xenvirt.lab import Lab
 from xenvirt.lab.progress import on_stderr
-from xenvirt.lab.system import RECIPES, system
+from xenvirt.lab.system import system
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +18,7 @@ def x86_64() -> str:
     if shutil.which("qemu-system-x86_64") is None:
         pytest.skip("no qemu-system-x86 here (scripts/test installs it)")
     try:
-        system(RECIPES["x86_64"], on_stderr)
+        system("x86_64", on_stderr)
     except LabError as error:
         pytest.skip(f"the lab cannot be built here: {error}")
     return "x86_64"

@@ -9,6 +9,7 @@ from pathlib import Path
 from xenvirt.errors import LabError
 from xenvirt.lab import Lab, down, is_up
 from xenvirt.lab.progress import on_stderr, silent
+from xenvirt.lab.recipes import RECIPES
 
 FAILED = 125
 """The exit status when it is the lab that failed, and not the command."""
@@ -55,8 +56,8 @@ def _add_name(parser: argparse.ArgumentParser) -> None:
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
     _add_name(parser)
-    parser.add_argument("--arch", choices=["x86_64"], help="default x86_64")
-    parser.add_argument("--dom0", choices=["pv", "pvh"], help="how Xen runs dom0 (default pv)")
+    parser.add_argument("--arch", choices=list(RECIPES), help="default x86_64")
+    parser.add_argument("--dom0", choices=["pv", "pvh"], help="how Xen runs dom0 on x86_64 (default pv)")
     parser.add_argument(
         "--share", type=Path, metavar="DIR", help="what dom0 has as /host (default: the working directory)"
     )
@@ -72,7 +73,7 @@ def _boot(arguments: argparse.Namespace, name: str | None) -> Lab:
     quiet = getattr(arguments, "quiet", False)
     return Lab.boot(
         arguments.arch or "x86_64",
-        arguments.dom0 or "pv",
+        arguments.dom0,
         share=arguments.share,
         name=name,
         memory=arguments.memory,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ SOCKET = "agent.sock"
 CONSOLE = "console.log"
 OUTPUT = "qemu.log"
 LAB_FOLDER = "lab"
+_LONGEST_SOCKET = 107
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Machine:
 
     system: System
     dom0: str
-    """How Xen runs dom0: "pv" or "pvh"; Arm knows but one way, "arm"."""
+    """How Xen runs dom0: "pv" or "pvh"."""
     share: Path
     """The folder of the host that dom0 has as /host."""
     memory: int = 2048
@@ -34,10 +35,12 @@ class Machine:
     """It powers off when its first client goes away."""
 
     def command(self, folder: Path) -> list[str]:
-        """QEMU's command line; it is run in `folder`, where its socket and its console's file appear."""
+        """QEMU's command line; its socket and its console's file appear in `folder`."""
         for path in (folder, self.share):
             if "," in str(path):
                 raise LabError(f"QEMU takes no comma in the name of a shared folder: {path}")
+        if len(os.fsencode(folder / SOCKET)) > _LONGEST_SOCKET:
+            raise LabError(f"{folder} is too long a name for sockets: set XDG_RUNTIME_DIR to a shorter one")
         emulator = f"qemu-system-{self.architecture}"
         if shutil.which(emulator) is None:
             raise LabError(
@@ -46,11 +49,8 @@ class Machine:
         return [
             *(emulator, "-accel", "tcg,thread=multi,tb-size=1024", "-m", f"{self.memory}"),
             *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-monitor", "none"),
-            *("-serial", f"file:{CONSOLE}"),
-            *self._x86(),
-            *self._devices(
-                "pci", ",iommu_platform=on,disable-legacy=on" if self.dom0 == "pvh" else "", folder
-            ),
+            *("-serial", f"file:{folder / CONSOLE}"),
+            *(self._x86(folder) if self.architecture == "x86_64" else self._aarch64(folder)),
         ]
 
     @property
@@ -59,22 +59,42 @@ class Machine:
         return {"amd64": "x86_64", "arm64": "aarch64"}[self.system.recipe.suite.architecture]
 
     @property
+    def _dom0_memory(self) -> str:
+        return f"dom0_mem={self.dom0_memory}M,max:{self.dom0_memory}M"
+
+    @property
     def _kernel_line(self) -> str:
         return f"console=hvc0 rdinit=/init quiet panic=-1{' xenvirt.once' if self.once else ''}"
 
-    def _x86(self) -> list[str]:
+    def _x86(self, folder: Path) -> list[str]:
         # Without these features, because QEMU 7.2's TCG fails in them: smap (page fault on IRET from ring 3),
         # rdtscp (wrong SVM intercept), xsave and pku (xcr0 is not restored across VMRUN).
         processor = "max,-smap,-rdtscp,-xsave,-pku"
         pvh = self.dom0 == "pvh"
-        xen = (
-            f"console=com1 com1=115200 dom0_mem={self.dom0_memory}M,max:{self.dom0_memory}M dom0_max_vcpus=1"
-        )
+        xen = f"console=com1 com1=115200 {self._dom0_memory} dom0_max_vcpus=1"
+        # A PVH dom0's devices go through the IOMMU; QEMU's virtio does so only if told.
+        options = ",iommu_platform=on,disable-legacy=on" if pvh else ""
         return [
             *("-cpu", processor, "-smp", "2", "-M", "q35" if pvh else "pc"),
             *(("-device", "amd-iommu") if pvh else ()),
             *("-kernel", str(self.system.hypervisor), "-append", f"{xen} dom0=pvh" if pvh else xen),
             *("-initrd", f"{self.system.kernel} {self._kernel_line},{self.system.initrd}"),
+            *self._devices("pci", options, folder),
+        ]
+
+    def _aarch64(self, folder: Path) -> list[str]:
+        # Where the guest loader puts what Xen boots: above Xen, and the kernel (64 MB) below the archive.
+        kernel, initrd = 0x4900_0000, 0x5000_0000
+        return [
+            *("-M", "virt,virtualization=on,gic-version=3", "-cpu", "cortex-a57", "-smp", "2"),
+            *("-kernel", str(self.system.hypervisor), "-append", f"console=dtuart {self._dom0_memory}"),
+            *(
+                "-device",
+                f"guest-loader,addr={kernel:#x},kernel={self.system.kernel},bootargs={self._kernel_line}",
+            ),
+            *("-device", f"guest-loader,addr={initrd:#x},initrd={self.system.initrd}"),
+            *("-global", "virtio-mmio.force-legacy=false"),
+            *self._devices("device", "", folder),
         ]
 
     def _devices(self, bus: str, options: str, folder: Path) -> list[str]:
@@ -85,7 +105,7 @@ class Machine:
         return [
             *shares,
             *("-device", f"virtio-serial-{bus},max_ports=2{options}"),
-            *("-chardev", f"socket,id=agent,path={SOCKET},server=on,wait=off"),
+            *("-chardev", f"socket,id=agent,path={folder / SOCKET},server=on,wait=off"),
             *("-device", f"virtserialport,nr=1,chardev=agent,name={PORT_NAME}"),
         ]
 
@@ -93,17 +113,23 @@ class Machine:
 _QEMU_PACKAGES = {"x86_64": "qemu-system-x86", "aarch64": "qemu-system-arm"}
 
 
-def start(machine: Machine, folder: Path, keep_open: int) -> subprocess.Popen[bytes]:
-    """Starts it, in a session of its own so that it may outlive us; it keeps the descriptor `keep_open`."""
+def start(machine: Machine, folder: Path, keep_open: int) -> int:
+    """Starts it, in a session of its own so that it may outlive us; it keeps the descriptor `keep_open`.
+
+    Gives its process id; it is our child.
+    """
     (folder / LAB_FOLDER).mkdir()
-    command = machine.command(folder)
-    with (folder / OUTPUT).open("wb") as output:
-        return subprocess.Popen(
-            command,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            pass_fds=(keep_open,),
-        )
+    emulator, *arguments = machine.command(folder)
+    write = os.O_WRONLY | os.O_CREAT
+    return os.posix_spawnp(
+        emulator,
+        [emulator, *arguments],
+        os.environ,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(folder / OUTPUT), write, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+            (os.POSIX_SPAWN_DUP2, keep_open, 3),
+        ],
+        setsid=True,
+    )

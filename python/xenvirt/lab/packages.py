@@ -14,6 +14,7 @@ import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cmp_to_key
 from pathlib import Path
 
 from xenvirt.errors import LabError
@@ -52,7 +53,7 @@ def debs(
         shutil.rmtree(target)
 
     def build(folder: Path) -> None:
-        with _Apt.prepared(suite, folder / "apt", say) as apt:
+        with prepared(suite, folder / "apt", say) as apt:
             apt.download(packages, alone, folder, say)
         shutil.rmtree(folder / "apt")
 
@@ -108,7 +109,32 @@ def _uris() -> Iterator[str]:
                     yield found[1]
 
 
-class _Apt:
+@contextmanager
+def prepared(suite: Suite, folder: Path, say: Say) -> Iterator[Apt]:
+    """apt-get with the lists of a suite in `folder`."""
+    for program in ("apt-get", "dpkg-deb"):
+        if shutil.which(program) is None:
+            raise LabError(f"no {program} here: the lab is made of Debian's packages")
+    if not KEYRING.exists():
+        raise LabError(f"no {KEYRING}: install the package debian-archive-keyring")
+    main, security = mirrors()
+    for part in ("lists/partial", "archives/partial", "none"):
+        (folder / part).mkdir(parents=True)
+    (folder / "status").touch()
+    signed = f"[signed-by={KEYRING}]"
+    lines = [
+        f"{kind} {signed} {mirror} {name} main\n"
+        for mirror, name in ((main, suite.name), (security, f"{suite.name}-security"))
+        for kind in ("deb", "deb-src")
+    ]
+    (folder / "sources.list").write_text("".join(lines))
+    apt = Apt(suite, folder)
+    say(f"downloading the package lists of {suite} from {main}")
+    apt.run("apt-get", "update")
+    yield apt
+
+
+class Apt:
     """apt-get with a state of its own: nothing installed, the lists of one suite."""
 
     def __init__(self, suite: Suite, folder: Path) -> None:
@@ -128,30 +154,6 @@ class _Apt:
             f"-oDir::State::status={folder}/status",
             f"-oDir::Cache={folder}",
         ]
-
-    @classmethod
-    @contextmanager
-    def prepared(cls, suite: Suite, folder: Path, say: Say) -> Iterator[_Apt]:
-        """With the lists of a suite in `folder`."""
-        for program in ("apt-get", "dpkg-deb"):
-            if shutil.which(program) is None:
-                raise LabError(f"no {program} here: the lab is made of Debian's packages")
-        if not KEYRING.exists():
-            raise LabError(f"no {KEYRING}: install the package debian-archive-keyring")
-        main, security = mirrors()
-        for part in ("lists/partial", "archives/partial", "none"):
-            (folder / part).mkdir(parents=True)
-        (folder / "status").touch()
-        signed = f"[signed-by={KEYRING}]"
-        (folder / "sources.list").write_text(
-            f"deb {signed} {main} {suite.name} main\n"
-            f"deb {signed} {security} {suite.name}-security main\n"
-            f"deb-src {signed} {main} {suite.name} main\n"
-        )
-        apt = cls(suite, folder)
-        say(f"downloading the package lists of {suite} from {main}")
-        apt.run("apt-get", "update")
-        yield apt
 
     def run(self, program: str, *words: str, folder: Path | None = None) -> str:
         """What a program of apt's prints; a LabError if it fails."""
@@ -197,6 +199,21 @@ class _Apt:
         for path in (target / "apt" / "archives").glob("*.deb"):
             path.rename(target / path.name)
 
+    def source_versions(self, package: str) -> list[str]:
+        """The versions of a source package that the lists name, the newest first."""
+        found = re.findall(r"^Version: (\S+)", self.run("apt-cache", "showsrc", package), re.MULTILINE)
+        return sorted(dict.fromkeys(found), key=cmp_to_key(_compare_versions), reverse=True)
+
+    def download_source(self, package: str, version: str, target: Path, say: Say) -> bool:
+        """Downloads the files of a source package. False if the mirror does not hold all of them."""
+        say(f"downloading the source of {package} {version}")
+        try:
+            self.run("apt-get", "source", "--download-only", f"{package}={version}", folder=target)
+        except LabError as error:
+            say(f"the mirror does not have it: {str(error).splitlines()[-1]}")
+            return False
+        return True
+
     def _dependency_of_empty(self, package: str) -> str:
         """linux-image-amd64 is a name for the newest kernel's package."""
         if not re.fullmatch(r"linux-image-[a-z0-9]+", package):
@@ -205,3 +222,8 @@ class _Apt:
         if depends is None:
             raise LabError(f"{package} of {self._suite} names no kernel")
         return depends[1]
+
+
+def _compare_versions(one: str, other: str) -> int:
+    newer = subprocess.run(["dpkg", "--compare-versions", one, "gt", other], check=False).returncode == 0
+    return 1 if newer else -1

@@ -25,7 +25,8 @@ from .agent import HOST
 from .boot import CONSOLE, LAB_FOLDER, OUTPUT, SOCKET, Machine, start
 from .channel import Channel
 from .progress import Say, silent
-from .system import RECIPES, system
+from .recipes import dom0_of, recipe_named
+from .system import system
 from .wheel import bundle, installed, of_wheel
 
 BOOT_TIMEOUT = 300.0
@@ -33,7 +34,6 @@ BOOT_TIMEOUT = 300.0
 _HALT_TIMEOUT = 30.0
 _TICK = 0.05
 _LAST_LINES = 25
-_DOM0S = {"x86_64": ("pv", "pvh")}
 
 
 def labs() -> Path:
@@ -63,6 +63,7 @@ class Lab:
         self.architecture: str = state["architecture"]
         self.dom0: str = state["dom0"]
         self.share = Path(state["share"])
+        self._recipe = recipe_named(state["recipe"])
         self._pid: int = state["pid"]
         self._ours = ours
         self._channel: Channel | None = None
@@ -72,7 +73,7 @@ class Lab:
     def boot(
         cls,
         architecture: str = "x86_64",
-        dom0: str = "pv",
+        dom0: str | None = None,
         *,
         share: Path | None = None,
         name: str | None = None,
@@ -83,12 +84,12 @@ class Lab:
     ) -> Lab:
         """Boots a lab and waits until its dom0 is up; what it boots from is built first if need be.
 
-        With a `name` it stays up until :func:`down`; without, until it is closed or this process ends.
-        `share` (the working directory, if not given) is /host in dom0; the memories are in MiB.
+        `dom0` is "pv" or "pvh"; on aarch64 there is but one kind, called "pvh". With a `name` the lab stays
+        up until :func:`down`; without, until it is closed or this process ends. `share` (the working
+        directory, if not given) is /host in dom0; the memories are in MiB.
         """
-        if dom0 not in _DOM0S.get(architecture, ()):
-            raise LabError(f"no {dom0} dom0 for {architecture}; there are {_DOM0S}")
-        booted = system(RECIPES[architecture], say)
+        dom0 = dom0_of(architecture, dom0)
+        booted = system(architecture, say)
         share = (share or Path.cwd()).resolve()
         machine = Machine(booted, dom0, share, memory, dom0_memory, once=name is None)
         folder = _new_folder(name)
@@ -96,8 +97,14 @@ class Lab:
             with (folder / "alive").open("w") as alive:
                 fcntl.flock(alive, fcntl.LOCK_EX)
                 say(f"booting Xen {booted.recipe.xen} with a {dom0.upper()} dom0 for {architecture}")
-                process = start(machine, folder, alive.fileno())
-            state = {"architecture": architecture, "dom0": dom0, "share": str(share), "pid": process.pid}
+                pid = start(machine, folder, alive.fileno())
+            state = {
+                "architecture": architecture,
+                "recipe": booted.recipe.name,
+                "dom0": dom0,
+                "share": str(share),
+                "pid": pid,
+            }
             (folder / "lab.json.new").write_text(json.dumps(state))
             (folder / "lab.json.new").rename(folder / "lab.json")
             lab = cls(folder, ours=name is None)
@@ -138,7 +145,7 @@ class Lab:
         if self._channel is None:
             raise LabError("this lab was closed")
         files = of_wheel(wheel) if wheel else installed()
-        name, data = bundle(files, RECIPES[self.architecture], self.architecture)
+        name, data = bundle(files, self._recipe, self.architecture)
         package = self.folder / LAB_FOLDER / name
         if not package.exists():
             half_written = package.with_name(f".{name}")

@@ -20,24 +20,11 @@ from pathlib import Path
 from . import agent, archive, kernel
 from .archive import Archive
 from .cache import kept, make
+from .hypervisor import built, newest_source
 from .kernel import Kernel, module_content, plain_image
 from .packages import Suite, debs, members
 from .progress import Say
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a dom0 is made of."""
-
-    suite: Suite
-    xen: str
-    """Xen's version as packages' names have it."""
-    python: tuple[int, int]
-    glibc: tuple[int, int]
-    hypervisor: str | None
-    """The package with the hypervisor; None where it is built."""
-    transport: tuple[str, ...]
-    """The modules that reach the host's devices."""
+from .recipes import RECIPES, Recipe
 
 
 @dataclass(frozen=True)
@@ -45,22 +32,10 @@ class System:
     """What there is to boot."""
 
     recipe: Recipe
-    hypervisor: Path | None
+    hypervisor: Path
     kernel: Path
     initrd: Path
 
-
-X86_64 = Recipe(
-    suite=Suite("bookworm", "amd64"),
-    xen="4.17",
-    python=(3, 11),
-    glibc=(2, 36),
-    hypervisor="xen-hypervisor-4.17-amd64",
-    transport=("virtio_pci",),
-)
-
-RECIPES = {"x86_64": X86_64}
-"""What is booted on each architecture."""
 
 _PACKAGES = (
     "base-files",
@@ -137,14 +112,21 @@ _FOLDERS = (
 )
 
 
-def system(recipe: Recipe, say: Say, *, refresh: bool = False) -> System:
-    """All that a dom0 of this kind boots from, built if it is not there."""
+def system(architecture: str, say: Say, *, refresh: bool = False) -> System:
+    """All that the dom0 of an architecture boots from, downloaded and built if it is not there.
+
+    With `refresh` Debian is asked for newer versions.
+    """
+    recipe, hypervisor = RECIPES[architecture][0], None
+    if recipe.hypervisor is None:
+        recipe, source = newest_source(RECIPES[architecture], say, refresh=refresh)
+        hypervisor = built(source, say)
     alone = [f"linux-image-{recipe.suite.architecture}"]
     if recipe.hypervisor:
         alone.append(recipe.hypervisor)
     found = debs(recipe.suite, [*_PACKAGES, f"xen-utils-{recipe.xen}"], alone, say, refresh=refresh)
     tools = Suite(_TOOLS_FROM, recipe.suite.architecture)
-    found += debs(tools, (), _TOOLS, say, refresh=refresh)
+    found += [] if tools == recipe.suite else debs(tools, (), _TOOLS, say, refresh=refresh)
 
     def build(folder: Path) -> None:
         say(f"building dom0's file system of {recipe.suite}")
@@ -153,10 +135,7 @@ def system(recipe: Recipe, say: Say, *, refresh: bool = False) -> System:
     sources = [Path(module.__file__ or "").read_bytes() for module in (agent, archive, kernel)]
     inputs = (recipe, [deb.name for deb in found], sources, Path(__file__).read_bytes(), sys.version_info[:2])
     target = make(kept(f"dom0-{recipe.suite.name}-{recipe.suite.architecture}", *inputs), build)
-    hypervisor = target / "xen"
-    return System(
-        recipe, hypervisor if hypervisor.exists() else None, target / "vmlinux", target / "dom0.cpio"
-    )
+    return System(recipe, hypervisor or target / "xen", target / "vmlinux", target / "dom0.cpio")
 
 
 def _build(recipe: Recipe, found: Iterable[Path], folder: Path) -> None:
@@ -180,7 +159,7 @@ def _build(recipe: Recipe, found: Iterable[Path], folder: Path) -> None:
             _add_package(root, deb, compile_for=compile_for)
     linux = Kernel.unpacked(unpacked)
     assert linux is not None
-    modules = linux.modules_for([*recipe.transport, *_MODULES])
+    modules = linux.modules_for([recipe.transport, *_MODULES])
     for module in modules:
         root.file(f"/modules/{_module_name(module)}", module_content(module))
     image = linux.image.read_bytes()

@@ -16,7 +16,8 @@ from pathlib import Path
 import xenvirt
 from xenvirt.errors import LabError
 
-from .system import Recipe, compiled
+from .recipes import Recipe
+from .system import compiled
 
 _MACHINES = {62: "x86_64", 183: "aarch64"}
 """e_machine of an ELF header."""
