@@ -137,6 +137,20 @@ def test_only_the_last_messages_are_shown(suite: pytest.Pytester) -> None:
     assert result.stdout.str().count("-> GET_STATUS") == 50
 
 
+def test_only_the_last_links_are_shown(suite: pytest.Pytester) -> None:
+    suite.makepyfile("""
+        from xenvirt import connect
+
+        def test(path):
+            for _ in range(20):
+                connect(path).close()
+            assert False
+    """)
+    result = suite.runpytest_subprocess()
+    result.stdout.fnmatch_lines(["(12 closed links before)"])
+    assert result.stdout.str().count("- wire log of ") == 8
+
+
 def test_those_who_do_not_use_xenvirt_do_not_import_it(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("""
         import sys

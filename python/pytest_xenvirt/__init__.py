@@ -19,6 +19,8 @@ SHOWN_LINES = 100
 class Collection(Protocol):
     """``xenvirt.vhost_user.wire_logs.Collection``, unless it is not there to be imported."""
 
+    left_out: int
+
     def logs(self) -> list[tuple[str, list[str]]]: ...
 
 
@@ -43,6 +45,8 @@ def pytest_runtest_makereport(
     report = yield
     collection = item.stash.get(_collection, None)
     if report.failed and collection is not None:
+        if collection.left_out:
+            report.sections.append(("wire logs", f"({collection.left_out} closed links before)"))
         for name, lines in collection.logs():
             left_out = len(lines) - SHOWN_LINES
             before = [f"({left_out} before)"] if left_out > 0 else []

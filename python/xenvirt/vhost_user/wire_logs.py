@@ -6,10 +6,14 @@ Nothing is kept of a closed link unless somebody collects at that time.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Protocol, Self
 from weakref import WeakKeyDictionary, WeakSet
+
+KEPT = 8
+"""How many closed links are kept, the last ones: a test may make thousands."""
 
 
 class Logged(Protocol):
@@ -29,11 +33,15 @@ _collections: list[Collection] = []
 class Collection:
     """What was said while a ``with`` block ran: by links that were made in it, and by those that were there
     before and spoke in it.
+
+    Attributes:
+        left_out: how many closed links are not there any more, because more were closed after them.
     """
 
     def __init__(self) -> None:
         self._heard: WeakKeyDictionary[Logged, str] = WeakKeyDictionary()
-        self._closed: list[tuple[str, list[str]]] = []
+        self._closed: deque[tuple[str, list[str]]] = deque(maxlen=KEPT)
+        self.left_out = 0
 
     def logs(self) -> list[tuple[str, list[str]]]:
         """For each link that said something: the path of its socket, and its messages in words. Closed links
@@ -51,10 +59,11 @@ class Collection:
 
     def add(self, link: Logged) -> None:
         """Keeps what a link said that is about to close."""
-        self._closed.append((link.path, self._news(link)))
+        self.add_lines(link.path, self._news(link))
 
     def add_lines(self, path: str, lines: Sequence[str]) -> None:
         """Keeps the log of a connection that was no link."""
+        self.left_out += len(self._closed) == KEPT
         self._closed.append((path, list(lines)))
 
     def __enter__(self) -> Self:
