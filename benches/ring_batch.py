@@ -114,7 +114,7 @@ def _check_bytes(ring: Ring) -> None:
 def run(name: str, quick: bool) -> Iterator[Row]:
     """A row for each kind of chain."""
     peer = rust_bench("ring")
-    turns, rounds, peer_samples = (5, 2, 1) if quick else (31, 100, 5)
+    turns, rounds, peer_samples = (5, 2, 5) if quick else (101, 10, 51)
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {DRIVER_CORE})
     try:

@@ -31,7 +31,7 @@ const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
 
 /// Rounds of one sample: each refills the ring and walks all of it.
-const ROUNDS: u16 = 100;
+const ROUNDS: u16 = 10;
 
 /// A kind of chain: one buffer to write to, or a block read of header, data and status.
 #[derive(Clone, Copy)]
@@ -306,7 +306,7 @@ fn main() -> ExitCode {
         arguments.remove(0);
     }
     let only = if peer && !arguments.is_empty() { Some(arguments.remove(0)) } else { None };
-    let samples = arguments.first().map_or(Ok(51), |word| word.parse());
+    let samples = arguments.first().map_or(Ok(501), |word| word.parse());
     let (true, Ok(samples @ 1..)) = (arguments.len() <= 1 && peer == only.is_some(), samples) else {
         eprintln!("usage: ring [SAMPLES] | ring --peer CHAIN [SAMPLES]");
         return ExitCode::FAILURE;
