@@ -63,6 +63,6 @@ def run(name: str, quick: bool) -> Iterator[Row]:
 
             mine, other = take_turns(1 if quick else 7, lambda: _rate(to_sink, seconds), theirs)
             sent = to_sink.packets("TX")
-        counted = sink.wait_for_output(r"packets: (\d+)")[1]
+        counted = sink.wait_for_output(r"packets: (\d+), bytes: \d+")[1]
         assert int(counted) == sent, f"{counted} packets counted, {sent} sent"
         yield Row(name, mine, other, "Mpps", "higher", AIM)

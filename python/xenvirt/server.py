@@ -25,6 +25,10 @@ from xenvirt.virtio.features import offered_features
 RECONNECT_SECONDS = 0.1
 """How often a transport that connects looks whether the frontend listens (again)."""
 
+POLL_SECONDS = 50e-6
+"""For how long a device's thread looks on before it sleeps, unless told otherwise: about what it costs to
+fall asleep and be woken. QEMU's I/O threads do the same, for up to 32 us."""
+
 
 class Counters(NamedTuple):
     """What a queue, or a device, has done since it was added: totals over all sessions."""
@@ -99,15 +103,15 @@ class Server:
         self._wake_write.setblocking(False)
         self._stopping = threading.Event()
 
-    def add(self, device: Device, transport: VhostUserSocket, *, poll: float = 0.0) -> Served:
+    def add(self, device: Device, transport: VhostUserSocket, *, poll: float = POLL_SECONDS) -> Served:
         """Opens the transport and serves ``device`` there from now on.
 
         Args:
             device: the device.
             transport: where it is served.
             poll: how many seconds after its last request the device's thread looks at the queues again and
-                again before it sleeps. It takes a whole core for that time, and saves the driver's kicks and
-                our waking up.
+                again before it sleeps; 0 sleeps at once. It takes a whole core for that time, and saves the
+                driver's kicks and our waking up.
 
         Raises:
             OSError: the transport cannot be opened.
@@ -218,7 +222,7 @@ class Server:
 
 
 def serve(
-    device: Device, transport: VhostUserSocket, *, poll: float = 0.0, ready_fd: int | None = None
+    device: Device, transport: VhostUserSocket, *, poll: float = POLL_SECONDS, ready_fd: int | None = None
 ) -> None:
     """Serves ``device`` over ``transport`` until Ctrl-C, SIGTERM or an error.
 
@@ -240,7 +244,10 @@ def serve(
 
 
 def serve_all(
-    pairs: Sequence[tuple[Device, VhostUserSocket]], *, poll: float = 0.0, ready_fd: int | None = None
+    pairs: Sequence[tuple[Device, VhostUserSocket]],
+    *,
+    poll: float = POLL_SECONDS,
+    ready_fd: int | None = None,
 ) -> None:
     """As :func:`serve`, for several devices, each over its own transport. It is ready once all are open."""
     with Server() as server, server._stop_on_signals():

@@ -20,7 +20,9 @@ ROWS = {
     "blk-qd1": ["blk-qd1"],
     "blk-qd32": ["blk-qd32"],
     "blk-qd64-poll": ["blk-qd64-poll"],
-    "blk-file-qd32": ["blk-file-qd32/read-python", "blk-file-qd32/write-python"],
+    "blk-file-qd32": [
+        f"blk-file-qd32/{way}" for way in ("read-python", "read-native", "write-python", "write-native")
+    ],
     "net-64": ["net-64"],
 }
 

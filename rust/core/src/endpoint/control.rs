@@ -142,8 +142,9 @@ impl Control {
     /// driver.
     pub fn fail_queue(&self, index: u16) {
         if let Some(queue) = self.queues.get(usize::from(index)) {
-            queue.fail(RingError::DeviceFailed);
+            // In this order: the frontend, once it hears of the error, may ask what the transport knows.
             lock(&self.failed).push(index);
+            queue.fail(RingError::DeviceFailed);
             self.wake.signal();
         }
     }

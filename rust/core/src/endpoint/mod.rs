@@ -263,6 +263,8 @@ impl<T: Transport> Endpoint<T> {
                 WATCH => self.pending.push_back(Event::Watch(which)),
                 TRANSPORT => {
                     self.hold_workers();
+                    // What happened before the frontend asked is what it shall hear of.
+                    self.tell_transport();
                     self.transport.ready(which, &self.control, &mut self.pending);
                 }
                 _ => {
