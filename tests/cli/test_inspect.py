@@ -294,6 +294,7 @@ def test_nobody_at_the_socket_is_one_line(path: Path, capsys: pytest.CaptureFixt
     assert main(["inspect", str(path), "--timeout=0.05"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"xenvirt inspect: cannot connect to {path}")
+    assert line.endswith("while it serves another client")
 
 
 @pytest.mark.parametrize(

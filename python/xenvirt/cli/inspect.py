@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Final
 
+from xenvirt.errors import DisconnectedError
 from xenvirt.vhost_user.inspection import Inspection, inspect
 from xenvirt.virtio.ids import DeviceId
 
@@ -52,9 +53,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints what the backend said. The exit status is 1 if it did not answer everything that was asked."""
-    found = inspect(
-        arguments.socket, arguments.device, config_size=arguments.config_size, timeout=arguments.timeout
-    )
+    try:
+        found = inspect(
+            arguments.socket, arguments.device, config_size=arguments.config_size, timeout=arguments.timeout
+        )
+    except DisconnectedError as error:
+        # rust-vmm's do, and so the message alone would send one looking for a daemon that is there.
+        why = "a daemon may take its socket away while it serves another client"
+        raise DisconnectedError(f"{error}; {why}") from error
     if arguments.log:
         print(*found.wire_log, sep="\n", file=sys.stderr)
     if arguments.json:
