@@ -148,6 +148,22 @@ def test_closing_says_both_directions_and_ends_with_the_answer() -> None:
     assert operations(core) == [Operation.RST], "nobody knows the connection any more"
 
 
+def test_an_end_that_nobody_answers_is_a_reset_after_a_while() -> None:
+    core, connection = connected()
+    connection.close()
+    core.outgoing.clear()
+    core.expire(100.0)
+    core.expire(107.9)
+    assert (connection.state, operations(core)) == (State.CLOSING, [])
+    core.expire(108.0)
+    assert (connection.state, operations(core), core.closing) == (State.CLOSED, [Operation.RST], {})
+    answered = core.connect(81)
+    core.heard(packet(Operation.RESPONSE, port=answered.local_port, peer=81))
+    answered.close()
+    core.heard(packet(Operation.RST, port=answered.local_port, peer=81))
+    assert core.closing == {}
+
+
 def test_a_peer_that_is_done_in_both_directions_gets_the_answer_and_its_data_stays() -> None:
     core, connection = connected()
     core.heard(packet(Operation.RW, b"last words"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -118,6 +119,8 @@ class VsockDriver(VsockRequests, Driver):
             else:
                 self._moved(self.link.config(0, VsockConfig.size()))
                 self._lend(self.event_request())
+        if self.core.closing:
+            self.core.expire(time.monotonic())
         for request in self._next_packets(MOST_UNDER_WAY - self._under_way):
             self._under_way += 1
             self._when_done(request, self._sent)

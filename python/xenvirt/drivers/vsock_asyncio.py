@@ -14,7 +14,7 @@ from xenvirt.virtio.vsock import HOST_CID, VsockConfig
 
 from .driver import AsyncDriver
 from .request import AsyncLink, Request
-from .vsock_core import Connection, Listener, State
+from .vsock_core import CLOSE_TIMEOUT, Connection, Listener, State
 from .vsock_requests import EVENT_BUFFERS, MOST_UNDER_WAY, RECEIVE_BUFFERS, VsockRequests
 from .vsock_stream import REASONS
 from .vsock_transport import VsockTransport
@@ -142,6 +142,16 @@ class AsyncVsockDriver(VsockRequests, AsyncDriver):
     def kick(self) -> None:
         """There may be packets to be sent."""
         self._work.set()
+
+    def expect_end(self) -> None:
+        """A connection was closed: break it if the other end does not answer that in time."""
+        loop = asyncio.get_running_loop()
+        self.core.expire(loop.time())
+        loop.call_later(CLOSE_TIMEOUT, self._expire)
+
+    def _expire(self) -> None:
+        self.core.expire(asyncio.get_running_loop().time())
+        self.kick()
 
     def transport_closed(self, transport: VsockTransport) -> None:
         """A transport has ended."""

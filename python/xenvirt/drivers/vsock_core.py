@@ -26,6 +26,9 @@ BUFFER = 256 * 1024
 MAX_PAYLOAD = 64 * 1024
 """The most bytes of data in one packet that we send; the specification has no limit, Linux has this one."""
 
+CLOSE_TIMEOUT = 8.0
+"""How long the other end may take to answer the end of a connection, in seconds, as in Linux."""
+
 FIRST_EPHEMERAL_PORT = 49152
 MODULUS = 1 << 32
 
@@ -127,6 +130,7 @@ class Connection:
         if self.state is State.OPEN:
             self.shutdown(ShutdownFlag.RECEIVE | ShutdownFlag.SEND)
             self.state = State.CLOSING
+            self._core.closing[self] = None
         elif self.state is State.CONNECTING:
             self.reset()
 
@@ -230,6 +234,7 @@ class VsockCore:
         guest_cid: our address.
         outgoing: packets to be sent, header and data.
         listeners: by port.
+        closing: connections whose end the other side has not answered yet, and when that will be too late.
         ignored: how many packets were not for us, or made no sense.
     """
 
@@ -237,6 +242,7 @@ class VsockCore:
         self.guest_cid = guest_cid
         self.outgoing: deque[tuple[bytes, bytes]] = deque()
         self.listeners: dict[int, Listener] = {}
+        self.closing: dict[Connection, float | None] = {}
         self.ignored = 0
         self._connections: dict[tuple[int, int, int], Connection] = {}
         self._next_port = FIRST_EPHEMERAL_PORT
@@ -307,6 +313,16 @@ class VsockCore:
             if connection.changed is not None:
                 connection.changed()
 
+    def expire(self, now: float) -> None:
+        """Breaks connections whose end was not answered in time (5.10.6.6); `now` is any clock's, in seconds.
+        The time counts from the first call after the connection was closed.
+        """
+        for connection, deadline in tuple(self.closing.items()):
+            if deadline is None:
+                self.closing[connection] = now + CLOSE_TIMEOUT
+            elif now >= deadline:
+                connection.reset()
+
     def _has_room(self, port: int) -> bool:
         listener = self.listeners.get(port)
         return listener is not None and len(listener.waiting) < listener.backlog
@@ -324,6 +340,7 @@ class VsockCore:
     def forget(self, connection: Connection) -> None:
         """A connection has ended."""
         self._connections.pop((connection.local_port, *connection.peer), None)
+        self.closing.pop(connection, None)
 
     def send(
         self,

@@ -161,6 +161,7 @@ class VsockTransport(asyncio.Transport):
             self._buffer.clear()  # nobody reads it any more
         if not self._buffer and self._closing:
             connection.close()
+            self._driver.expect_end()
             self.lose(None)
         elif not self._buffer and self._end_wanted:
             connection.shutdown(ShutdownFlag.SEND)
