@@ -10,7 +10,10 @@
 use std::{
     collections::HashMap,
     os::fd::BorrowedFd,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use super::{
@@ -41,6 +44,8 @@ pub(super) struct Shared {
     pub memory: GuestMemory,
     pub requests: Requests,
     progress: Mutex<Vec<Progress>>,
+    /// All of it was completed at once: nobody has to look for what was not.
+    finished: AtomicBool,
 }
 
 /// Which requests of the whole a batch has.
@@ -73,8 +78,8 @@ impl QueueBatch {
         let BatchStorage { requests, mut progress } = storage;
         progress.clear();
         progress.resize(requests.list.len(), Progress::default());
-        let progress = Mutex::new(progress);
-        let shared = Shared { queue, generation, memory, requests, progress };
+        let (progress, finished) = (Mutex::new(progress), AtomicBool::new(false));
+        let shared = Shared { queue, generation, memory, requests, progress, finished };
         Self { shared: Arc::new(shared), rows: Rows::All }
     }
 
@@ -109,26 +114,28 @@ impl QueueBatch {
     }
 
     /// Index in the whole batch, and request.
-    fn requests(&self) -> impl ExactSizeIterator<Item = (usize, &Request)> {
-        let list = &self.shared.requests.list;
-        (0..self.len()).map(move |index| {
-            let row = self.row(index);
-            (row, &list[row])
-        })
+    fn requests(&self) -> impl Iterator<Item = (usize, &Request)> {
+        let list = self.shared.requests.list.as_slice();
+        let (all, some) = match &self.rows {
+            Rows::All => (list, &[][..]),
+            Rows::Some(rows) => (&[][..], &rows[..]),
+        };
+        let some = some.iter().filter_map(|&row| Some((row as usize, list.get(row as usize)?)));
+        all.iter().enumerate().chain(some)
     }
 
     /// The heads of the chains.
-    pub fn heads(&self) -> impl ExactSizeIterator<Item = u16> {
+    pub fn heads(&self) -> impl Iterator<Item = u16> {
         self.requests().map(|(_, request)| request.head)
     }
 
     /// Bytes of readable data of each request, without the header.
-    pub fn readable(&self) -> impl ExactSizeIterator<Item = u64> {
+    pub fn readable(&self) -> impl Iterator<Item = u64> {
         self.requests().map(|(_, request)| request.readable)
     }
 
     /// Bytes of writable data of each request, without the trailer.
-    pub fn writable(&self) -> impl ExactSizeIterator<Item = u64> {
+    pub fn writable(&self) -> impl Iterator<Item = u64> {
         self.requests().map(|(_, request)| request.writable)
     }
 
@@ -377,6 +384,7 @@ impl QueueBatch {
         let (queue, generation) = (&self.shared.queue, self.shared.generation);
         let completed = match &self.rows {
             Rows::All => {
+                self.shared.finished.store(true, Ordering::Relaxed);
                 let all = list.iter().zip(progress.iter_mut());
                 queue.complete_all(generation, all.filter_map(|(request, state)| open(request, state)))
             }
@@ -436,7 +444,8 @@ impl Drop for Shared {
     fn drop(&mut self) {
         let requests = std::mem::take(&mut self.requests);
         let progress = std::mem::take(self.progress.get_mut().unwrap_or_else(PoisonError::into_inner));
-        let abandoned = requests.list.iter().zip(&progress).filter(|(_, state)| !state.completed);
+        let open = if *self.finished.get_mut() { &[] } else { progress.as_slice() };
+        let abandoned = requests.list.iter().zip(open).filter(|(_, state)| !state.completed);
         let heads: Vec<u16> = abandoned.map(|(request, _)| request.head).collect();
         self.queue.give_back_batch(self.generation, &heads, BatchStorage { requests, progress });
     }

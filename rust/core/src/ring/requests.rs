@@ -72,8 +72,8 @@ impl Requests {
             self.segments.truncate(first);
             return Err(refuse(RingError::ChainTrailer { head, writable: extent.writable, trailer }));
         }
-        let data = first + self.take_header(first, header);
-        let writable_end = self.cut_trailer(first, trailer);
+        let data = if header == 0 { first } else { first + self.take_header(first, header) };
+        let writable_end = if trailer == 0 { self.segments.len() } else { self.cut_trailer(first, trailer) };
         self.list.push(Request {
             head,
             first: data as u32,
