@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -122,6 +123,26 @@ def test_a_disk_goes_with_threads_that_wait_for_it(image: Path, tmp_path: Path) 
                     closing.start()
             closing.join()
         link.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_that_closes_the_disk_does_its_parent_no_harm(image: Path) -> None:
+    with NativeBlockDevice(image) as device, connect(device) as link:
+        disk = BlockDriver(link)
+        disk.flush()
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                device.close()
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        disk.write(0, b"parent" * 100)
+        disk.flush()
+        assert disk.read(0, 600) == b"parent" * 100
+        assert device.storage_counters.syncs == 2
 
 
 def test_a_null_disk_reads_as_zeroes_whatever_was_written() -> None:

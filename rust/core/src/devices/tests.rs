@@ -29,6 +29,7 @@ const IN: u32 = 0;
 const OUT: u32 = 1;
 const FLUSH: u32 = 4;
 const GET_ID: u32 = 8;
+const WRITE_ZEROES: u32 = 13;
 
 struct Rig {
     driver: DriverQueue,
@@ -150,6 +151,30 @@ fn more_pieces_than_one_system_call_takes_are_moved_all() {
         let fds = disk.activate(&[Arc::clone(&rig.queue)]).unwrap().remove(0);
         let token = rig.submit(IN, 0, &[], &[512; 1500]);
         assert!(answers(&disk, &fds, &mut rig, 1) == [(token, expected.clone(), 0)]);
+    }
+}
+
+#[test]
+fn storage_that_cannot_zero_a_range_gets_zeroes_written() {
+    // A memfd can free ranges and not zero them.
+    const LARGE: u64 = 4 << 20;
+    let file = memfd();
+    for io_uring in [true, false] {
+        file.write_all_at(&[1; LARGE as usize], 0).unwrap();
+        let id = *b"a disk for our tests";
+        let disk = FileBlock::new(file.try_clone().unwrap().into(), LARGE, false, id, io_uring);
+        let mut rig = Rig::new(16);
+        let fds = disk.activate(&[Arc::clone(&rig.queue)]).unwrap().remove(0);
+        let range =
+            |sector: u64, count: u32| [&sector.to_le_bytes()[..], &count.to_le_bytes(), &[0; 4]].concat();
+        let ranges = [range(1, 8000), range(8001, 0), range(8001, 190)].concat();
+        let token = rig.submit(WRITE_ZEROES, 0, &ranges, &[]);
+        assert_eq!(answers(&disk, &fds, &mut rig, 1), [(token, vec![], 0)]);
+        let mut stored = vec![0; LARGE as usize];
+        file.read_exact_at(&mut stored, 0).unwrap();
+        let (zeroed, sector) = (8191 * 512, [1; 512]);
+        assert!(stored[..512] == sector && stored[zeroed..] == sector);
+        assert!(stored[512..zeroed].iter().all(|&byte| byte == 0));
     }
 }
 

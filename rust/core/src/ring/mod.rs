@@ -13,6 +13,7 @@
 
 mod access;
 mod arena;
+mod background;
 mod batch;
 mod chain;
 mod chain_error;
@@ -34,6 +35,7 @@ mod tests;
 mod transfer;
 mod walk;
 
+pub use background::Background;
 pub use batch::{Mask, QueueBatch};
 pub use chain::{Chain, QueueChain, Segment};
 pub use chain_error::{BatchError, ChainError};
@@ -42,7 +44,7 @@ pub use driver_side::{Buffer, DriverRing, UsedChain};
 pub use error::{RULES, RingError, RingPart};
 pub use layout::MAX_QUEUE_SIZE;
 pub use queue::{QueueCounters, QueueState, VirtQueue};
-pub use request::{Background, Outcome, QueueRequest};
+pub use request::{Outcome, QueueRequest};
 pub use requests::BatchLayout;
 pub use split::SplitRing;
 

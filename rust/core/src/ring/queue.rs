@@ -7,7 +7,8 @@ use std::{
 };
 
 use super::{
-    Ring, RingConfig, SplitRing, batch::BatchStorage, chain::Segment, error::RingError, request::Background,
+    Ring, RingConfig, SplitRing, background::Background, batch::BatchStorage, chain::Segment,
+    error::RingError,
 };
 use crate::{
     event_loop::signal,
@@ -123,7 +124,7 @@ pub struct VirtQueue {
     /// stop waits for the copy, and none begins after it. Taken after `inner`, never before.
     generation: RwLock<u64>,
     /// What works on chains while no call is inside of the queue.
-    background: Mutex<Option<Arc<dyn Background>>>,
+    pub(super) background: Mutex<Option<Arc<dyn Background>>>,
 }
 
 impl VirtQueue {
@@ -211,23 +212,6 @@ impl VirtQueue {
         self.settle();
         // Only now: what is mapped for single chains goes with the ring.
         ring.map(|Ring::Split(ring)| ring.resume_index())
-    }
-
-    /// Says who works on chains of this queue in the background; nobody any more, with None.
-    pub fn set_background(&self, background: Option<Arc<dyn Background>>) {
-        let mut current = self.background.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = std::mem::replace(&mut *current, background);
-        drop(current);
-        drop(before);
-    }
-
-    fn settle(&self) {
-        let current = self.background.lock().unwrap_or_else(PoisonError::into_inner);
-        let background = current.clone();
-        drop(current);
-        if let Some(background) = background {
-            background.settle();
-        }
     }
 
     /// Begins a new generation, after the last copy of the old one has ended.

@@ -4,10 +4,10 @@
 //! # Safety
 //! As in [`batch`](super::batch): segments were checked by the walk and are copied from and to by pointer or
 //! by the kernel, while the queue cannot be stopped. Segments that are handed out are used by code that
-//! holds the request, and that the queue settles (see [`Background`]) before a stop returns.
+//! holds the request, and that the queue settles (see [`Background`](super::Background)) before a stop returns.
 #![allow(unsafe_code)]
 
-use std::{fmt::Debug, os::fd::BorrowedFd, sync::Arc};
+use std::{os::fd::BorrowedFd, sync::Arc};
 
 use rustix::io::Errno;
 
@@ -20,18 +20,6 @@ use super::{
     transfer,
 };
 use crate::memory::{Source, Target};
-
-/// Work on the memory of chains that goes on while no call is inside of the queue: the kernel does it.
-///
-/// [`VirtQueue::while_current`] keeps a queue from being stopped while somebody copies. What runs beside us cannot
-/// hold that lock, so a stop asks for its end instead. A worker therefore begins nothing but inside of
-/// `while_current`.
-pub trait Background: Debug + Send + Sync {
-    /// Cancels what was begun, or waits for its end: when this returns, nothing touches the memory of
-    /// chains of an earlier generation. Called by [`VirtQueue::stop`] and [`VirtQueue::start`] on their thread,
-    /// with no lock of the queue held, before the memory of the ring is let go of.
-    fn settle(&self);
-}
 
 /// One request of a [`QueueBatch`]. It keeps the memory of the request mapped. Dropped without having been
 /// finished, it stays with the device until the queue is reset.
