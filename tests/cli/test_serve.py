@@ -152,7 +152,8 @@ def test_a_terminal_is_left_by_ctrl_bracket_and_passes_its_size_on(tmp_path: Pat
 
 
 def test_a_sink_says_what_it_counted() -> None:
-    with xenvirt("serve", "net", "--sink", "--socket={socket}", "--mac=52:54:00:00:00:09") as daemon:
+    command = ("serve", "net", "--sink", "--socket={socket}", "--mac=52:54:00:00:00:09", "--poll=0.001")
+    with xenvirt(*command) as daemon:
         with connect(daemon.socket) as link, NetDriver(link) as net:
             assert net.mac.hex(":") == "52:54:00:00:00:09"
             net.send_all([bytes(60)] * 500)
@@ -244,6 +245,8 @@ def test_what_cannot_be_is_one_line(
     [
         (["entropy"], "one of the arguments --socket --fd is required"),
         (["entropy", "--socket=a", "--fd=3"], "not allowed with argument"),
+        (["entropy", "--socket=a", "--poll=nan"], "nan is not between 0 and 60 seconds"),
+        (["entropy", "--socket=a", "--poll=often"], "'often' is not a number of seconds"),
         (["entropy", "--socket=a", "--socket-mode=9"], "'9' is not an octal number"),
         (["entropy", "--socket=a", "--socket-owner=no-such-user"], "no-such-user"),
         (["blk", "x", "--socket=a", "--queues=0"], "0 is not between 1 and 256"),

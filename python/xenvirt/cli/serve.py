@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
             served: list[tuple[Device, VhostUserSocket]] = arguments.make(arguments, stack)
         except ValueError as error:
             raise XenvirtError(str(error)) from error
-        serve_all(served, ready_fd=arguments.ready_fd)
+        serve_all(served, poll=arguments.poll, ready_fd=arguments.ready_fd)
     return 0
 
 

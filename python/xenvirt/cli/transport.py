@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 
 from xenvirt import VhostUserSocket
+from xenvirt.server import POLL_SECONDS
 
 GUEST_MEMORY = "-m 1G -object memory-backend-memfd,id=mem,size=1G,share=on -numa node,memdev=mem"
 """What QEMU needs for every vhost-user device: memory that can be shared."""
@@ -81,6 +82,14 @@ def add_transport(parser: argparse.ArgumentParser) -> None:
         help="write a newline there once the socket is open",
     )
     parser.add_argument(
+        "--poll",
+        type=_seconds,
+        default=POLL_SECONDS,
+        metavar="SECONDS",
+        help="for how long the queues are looked at again after each request, before sleeping: a longer time "
+        f"is faster, for a core (default {POLL_SECONDS})",
+    )
+    parser.add_argument(
         "-v", "--verbose", action="count", default=0, help="log connections; twice: everything"
     )
 
@@ -98,6 +107,16 @@ def number(low: int, high: int) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds") from None
+    if not 0 <= value <= 60:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 60 seconds")
+    return value
 
 
 def _mode(text: str) -> int:
