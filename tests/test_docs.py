@@ -54,6 +54,10 @@ def test_the_page_on_drivers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert any("SET_VRING_NUM" in line for line in log)
 
 
+def test_the_page_on_xen(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert callable(run("docs/xen.md", monkeypatch)["show"])
+
+
 @pytest.mark.parametrize(
     "page", ["README.md", *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
 )

@@ -60,7 +60,7 @@ class FileRegion:
     def kind(self) -> str:
         """What backs it: "file"."""
 
-@final
+@disjoint_base
 class GuestMemory:
     """The memory of a guest: a table of regions, through which its physical addresses are reached.
 
@@ -924,3 +924,115 @@ class Frontend:
         exception: BaseException | None,
         traceback: TracebackType | None,
     ) -> None: ...
+
+# ---- Xen
+
+@final
+class FrameFailure:
+    """A frame that could not be mapped."""
+
+    @property
+    def index(self) -> int:
+        """Its place in the request, from 0."""
+    @property
+    def frame(self) -> int:
+        """The frame number that was asked for."""
+    @property
+    def errno(self) -> int:
+        """What the kernel says (include/uapi/xen/privcmd.h), as a positive ``errno``."""
+    @property
+    def reason(self) -> str:
+        """The errno in words that fit a frame."""
+    def __eq__(self, other: object, /) -> bool: ...
+
+@final
+class ForeignMemory:
+    """Memory of other domains, by /dev/xen/privcmd (Linux, drivers/xen/privcmd.c).
+
+    Frames are of 4 KiB, whatever the page size of the kernel. For a PVH, HVM or Arm domain they are guest
+    frame numbers, for a PV domain machine frame numbers. Closing the device leaves the mappings as they are.
+
+    Args:
+        patience: how many seconds frames that are paged out are waited for.
+
+    Raises:
+        FileNotFoundError: there is no /dev/xen/privcmd: this is no dom0, or its module is not loaded.
+        PermissionError: the device may not be opened.
+    """
+
+    def __new__(cls, *, patience: float = 5.0) -> Self: ...
+    def map(
+        self,
+        domid: int,
+        frames: range | Sequence[int] | Buffer,
+        *,
+        writable: bool = False,
+        partial: bool = False,
+    ) -> ForeignMapping:
+        """Maps frames of a domain, one after the other.
+
+        Args:
+            domid: the domain.
+            frames: a range, a sequence, or a buffer of uint64, which is taken without an object for each.
+            writable: for writing too.
+            partial: take what can be mapped; ``holes`` and ``failures`` tell the rest.
+
+        Raises:
+            ForeignMapError: a frame failed (without `partial`), or the call as a whole: the device is
+                restricted to another domain (EPERM), dom0 is out of pages (ENOMEM).
+            ValueError: no frames, a negative one, or 2^32 and more.
+        """
+    def map_resource(
+        self,
+        domid: int,
+        resource: str,
+        number: int,
+        *,
+        first: int = 0,
+        frames: int = 1,
+        writable: bool = False,
+    ) -> ForeignMapping:
+        """Maps frames of a resource that is not the domain's RAM (XENMEM_acquire_resource).
+
+        Args:
+            domid: the domain.
+            resource: ``"ioreq_server"``, ``"grant_table"`` or ``"vmtrace"``.
+            number: which one: the IOREQ server; 0 for shared grant frames, 1 for status frames; the vCPU.
+            first: the first frame of it.
+            frames: how many.
+            writable: for writing too.
+        """
+    def resource_size(self, domid: int, resource: str, number: int) -> int:
+        """How many frames a resource has."""
+    def restrict(self, domid: int) -> None:
+        """From now on this device maps only that domain, and makes no hypercall. It cannot be undone: for a
+        descriptor that is handed to somebody else."""
+    def fileno(self) -> int:
+        """The device's descriptor; ValueError once it is closed."""
+    def close(self) -> None:
+        """Closes the device. Mappings stay."""
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+@final
+class ForeignMapping(GuestMemory):
+    """Frames of a domain, mapped one after the other: addresses are byte offsets from the first.
+
+    A hole is not reached: reads, writes and views of it raise GuestAddressError. (The kernel would not help:
+    on a PV dom0 touching one is SIGBUS, on a PVH or Arm dom0 it reads 0xff and swallows writes.)
+    """
+
+    @property
+    def mapped_frames(self) -> int:
+        """How many frames are mapped."""
+    @property
+    def holes(self) -> tuple[range, ...]:
+        """The byte ranges that are not mapped, in order, neighbours joined."""
+    @property
+    def failures(self) -> tuple[FrameFailure, ...]:
+        """The frames that are not mapped, by index."""

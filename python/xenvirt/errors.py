@@ -13,6 +13,7 @@ rightly (``except TimeoutError``, ``except OSError``). A wrong argument is a pla
     │   ├── ReadOnlyMemoryError     also PermissionError (EACCES)
     │   ├── MemoryTableError        also ValueError
     │   └── MapError                also OSError
+    │       └── ForeignMapError
     ├── QueueError
     │   ├── RingError
     │   ├── StaleChainError
@@ -41,7 +42,10 @@ class lists them; the attributes have defaults. ``str(error)`` is the message al
 from __future__ import annotations
 
 import errno as _errno
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xenvirt._native import FrameFailure
 
 
 class XenvirtError(Exception):
@@ -116,6 +120,23 @@ class MapError(GuestMemoryError, OSError):
     def __init__(self, message: str = "", errno: int = 0) -> None:
         super().__init__(message, errno)
         self.errno = errno
+
+
+class ForeignMapError(MapError):
+    """Frames of another Xen domain could not be mapped. Nothing of the request stays mapped.
+
+    You do not get it with ``partial=True`` for single frames: then the mapping has them as ``failures``.
+
+    Attributes:
+        errno: why; where single frames failed, why the first of them did.
+        failures: every frame that failed, with ``index``, ``frame``, ``errno`` and ``reason``; empty where
+            the call as a whole was refused.
+    """
+
+    def __init__(self, message: str = "", errno: int = 0, failures: tuple[FrameFailure, ...] = ()) -> None:
+        super().__init__(message, errno)
+        self._arguments = (message, errno, failures)
+        self.failures = failures
 
 
 # ---- queues

@@ -12,3 +12,4 @@ pub mod in_process;
 pub mod memory;
 pub mod ring;
 pub mod vhost_user;
+pub mod xen;

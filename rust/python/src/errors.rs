@@ -1,5 +1,6 @@
 //! The one crossing from errors of the core to exceptions of `xenvirt.errors`.
 
+use crate::xen::failures_of;
 use pyo3::{
     exceptions::{PyOSError, PyValueError},
     import_exception,
@@ -12,6 +13,7 @@ use xenvirt_core::{
     memory::{MapError, MemoryError},
     ring::{BatchError, ChainError, DriverError, RingError},
     vhost_user::{FrontendError, ProtocolError},
+    xen::ForeignMapError,
 };
 
 mod python {
@@ -19,6 +21,7 @@ mod python {
     use super::import_exception;
     import_exception!(xenvirt.errors, DeviceFailedError);
     import_exception!(xenvirt.errors, DisconnectedError);
+    import_exception!(xenvirt.errors, ForeignMapError);
     import_exception!(xenvirt.errors, ForkError);
     import_exception!(xenvirt.errors, GuestAddressError);
     import_exception!(xenvirt.errors, GuestMemoryFault);
@@ -56,6 +59,8 @@ pub enum Error {
     Protocol(ProtocolError),
     /// A frontend's call.
     Frontend(FrontendError),
+    /// A foreign mapping.
+    Foreign(ForeignMapError),
     /// In-process driver and device.
     Start(StartError),
     /// The kernel, where no object of ours is to blame.
@@ -76,6 +81,7 @@ impl From<Error> for PyErr {
             Error::Driver(index, error) => driver(index, &error),
             Error::Protocol(error) => protocol(&error),
             Error::Frontend(error) => frontend(&error),
+            Error::Foreign(error) => foreign(&error),
             Error::Start(error) => start(&error),
             Error::Errno(errno) => os_error(errno, &errno.to_string()),
             Error::Python(error) => error,
@@ -202,6 +208,22 @@ pub fn closed_link() -> PyErr {
     python::QueueStoppedError::new_err("the link is closed")
 }
 
+fn foreign(error: &ForeignMapError) -> PyErr {
+    let text = error.to_string();
+    let (errno, failures) = match error {
+        ForeignMapError::Count(_) => return PyValueError::new_err(text),
+        ForeignMapError::Refused { errno, .. } => (errno.raw_os_error(), &[][..]),
+        ForeignMapError::Frames { failures, .. } => {
+            (failures.first().map_or(0, |first| first.errno.raw_os_error()), failures.as_slice())
+        }
+        _ => (0, &[][..]),
+    };
+    Python::attach(|py| match failures_of(py, failures) {
+        Ok(failures) => python::ForeignMapError::new_err((text, errno, failures.unbind())),
+        Err(error) => error,
+    })
+}
+
 fn start(error: &StartError) -> PyErr {
     match error {
         StartError::Ring { index, error } => ring(u16::try_from(*index).ok(), error),
@@ -229,6 +251,7 @@ from!(
     Batch(BatchError),
     Protocol(ProtocolError),
     Frontend(FrontendError),
+    Foreign(ForeignMapError),
     Start(StartError),
     Errno(Errno),
     Python(PyErr),

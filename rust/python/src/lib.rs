@@ -11,6 +11,7 @@ mod frontend;
 mod frontend_values;
 mod memory;
 mod queue;
+mod xen;
 
 /// The module, as Python sees it.
 #[pyo3::pymodule]
@@ -26,5 +27,6 @@ mod _native {
         frontend_values::{RawMessage, SharedRegion},
         memory::{FileRegion, GuestMemory},
         queue::{Chain, VirtQueue},
+        xen::{ForeignMapping, ForeignMemory, FrameFailure},
     };
 }

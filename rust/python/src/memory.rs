@@ -79,18 +79,28 @@ impl FileRegion {
     }
 }
 
+/// Who may replace the table, and who may close it.
+#[derive(Clone, Copy, PartialEq)]
+enum Keeper {
+    /// Who made it.
+    Maker,
+    /// The transport of the session that it belongs to.
+    Transport,
+    /// Nobody replaces it: it is one mapping. Who made it closes it.
+    Mapping,
+}
+
 /// The memory of a guest: a table of regions that can be replaced while it is used.
-#[pyclass(frozen, module = "xenvirt._native")]
+#[pyclass(frozen, subclass, module = "xenvirt._native")]
 pub struct GuestMemory {
     table: Arc<SharedMemoryTable>,
-    /// False for the memory of a session: its transport replaces and closes it.
-    owned: bool,
+    keeper: Keeper,
 }
 
 impl GuestMemory {
     /// The memory of a session, shared with what replaces its table.
     pub fn of_session(table: Arc<SharedMemoryTable>) -> Self {
-        Self { table, owned: false }
+        Self { table, keeper: Keeper::Transport }
     }
 
     /// The table of this moment.
@@ -109,12 +119,19 @@ impl GuestMemory {
         Ok(core::GuestMemory::new(table)?)
     }
 
-    fn check_owned(&self) -> Result<(), Error> {
-        if self.owned {
-            return Ok(());
+    /// The memory of one mapping.
+    pub fn of_mapping(table: Arc<SharedMemoryTable>) -> Self {
+        Self { table, keeper: Keeper::Mapping }
+    }
+
+    fn check_ours(&self) -> Result<(), Error> {
+        match self.keeper {
+            Keeper::Maker | Keeper::Mapping => Ok(()),
+            Keeper::Transport => {
+                let text = "the memory of a session is its transport's to replace and to close";
+                Err(PyValueError::new_err(text).into())
+            }
         }
-        let text = "the memory of a session is its transport's to replace and to close";
-        Err(PyValueError::new_err(text).into())
     }
 }
 
@@ -124,7 +141,7 @@ impl GuestMemory {
     #[pyo3(signature = (regions = None))]
     fn new(regions: Option<&Bound<'_, PyAny>>) -> Result<Self, Error> {
         let memory = regions.map(Self::table_of).transpose()?.unwrap_or_default();
-        Ok(Self { table: Arc::new(SharedMemoryTable::new(memory)), owned: true })
+        Ok(Self { table: Arc::new(SharedMemoryTable::new(memory)), keeper: Keeper::Maker })
     }
 
     /// The regions of this moment, sorted by guest address.
@@ -191,7 +208,10 @@ impl GuestMemory {
 
     /// Puts another table in the place of this one.
     fn replace(&self, py: Python<'_>, regions: &Bound<'_, PyAny>) -> Result<(), Error> {
-        self.check_owned()?;
+        self.check_ours()?;
+        if self.keeper == Keeper::Mapping {
+            return Err(PyValueError::new_err("a mapping is what was mapped: make another one").into());
+        }
         let old = self.table.replace(Self::table_of(regions)?)?;
         // Unmapping can take long.
         py.detach(|| drop(old));
@@ -200,7 +220,7 @@ impl GuestMemory {
 
     /// Lets go of the table.
     fn close(&self, py: Python<'_>) -> Result<(), Error> {
-        self.check_owned()?;
+        self.check_ours()?;
         py.detach(|| self.table.close()).map_err(|live| {
             PyBufferError::new_err(format!("cannot close guest memory with {live} live views")).into()
         })
@@ -221,7 +241,7 @@ impl GuestMemory {
         match exception_type {
             None => self.close(py),
             Some(_) => {
-                self.check_owned()?;
+                self.check_ours()?;
                 py.detach(|| self.table.abandon());
                 Ok(())
             }

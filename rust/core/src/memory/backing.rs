@@ -19,6 +19,11 @@ use super::{error::MapError, fork::Owner};
 pub enum MemoryKind {
     /// A shared file: memfd, hugetlbfs, a plain file.
     File,
+    /// Frames of a Xen domain, through privcmd.
+    Foreign {
+        /// The domain.
+        domain: u16,
+    },
 }
 
 impl MemoryKind {
@@ -26,6 +31,7 @@ impl MemoryKind {
     pub fn name(self) -> &'static str {
         match self {
             Self::File => "file",
+            Self::Foreign { .. } => "foreign",
         }
     }
 }

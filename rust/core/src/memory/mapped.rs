@@ -1,8 +1,8 @@
 //! One mapped range and its kind.
 //!
 //! # Safety
-//! A [`MappedMemory`] owns its address range from `mmap` to `munmap`; the base pointer is handed out
-//! together with the length, and whoever keeps it keeps the `Arc` too.
+//! A [`MappedMemory`] owns its [`Mapping`]; the base pointer is handed out together with the length, and whoever
+//! keeps it keeps the `Arc` too.
 #![allow(unsafe_code)]
 
 use std::{
@@ -14,16 +14,15 @@ use std::{
 use rustix::{
     fs::{FallocateFlags, FileType, MemfdFlags, fallocate, fstat, fstatfs, ftruncate, memfd_create},
     io::Errno,
-    mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap},
+    mm::{Advice, MapFlags, ProtFlags, madvise, mmap},
     param::page_size,
 };
 
 use super::{
     backing::{Access, Backing, Hold, Lease, MemoryKind},
     error::MapError,
-    fault,
     fork::Owner,
-    ranges,
+    mapping::Mapping,
 };
 
 /// `f_type` of hugetlbfs, and of a memfd in huge pages (statfs(2)).
@@ -51,22 +50,12 @@ impl HugePage {
 /// One mmapped range of a shared file.
 #[derive(Debug)]
 pub struct MappedMemory {
-    /// What mmap returned: page aligned.
-    mapping: NonNull<u8>,
-    /// A multiple of the page size of the file.
-    mapped_len: usize,
+    mapping: Mapping,
     /// Where the range begins within the first page.
     delta: usize,
     len: usize,
     writable: bool,
-    range: &'static ranges::Slot,
-    owner: Owner,
 }
-
-// SAFETY: the range belongs to this object until it is dropped, and nobody makes a reference into it.
-unsafe impl Send for MappedMemory {}
-// SAFETY: as above; all access is by raw pointers, to memory that is shared with others in any case.
-unsafe impl Sync for MappedMemory {}
 
 impl MappedMemory {
     /// Maps `len` bytes of a shared file from `offset` on, which may lie within a page, huge pages included.
@@ -92,26 +81,17 @@ impl MappedMemory {
         let mapped_len = mapped_len.filter(|&mapped| len > 0 && isize::try_from(mapped).is_ok());
         let mapped_len = mapped_len.ok_or(MapError::Length(len))?;
 
-        let owner = Owner::this_process();
-        fault::install();
         let prot = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
         let flags = MapFlags::SHARED | MapFlags::NORESERVE;
         // SAFETY: the kernel chooses the address, so that no mapping of ours is replaced.
         let mapping = unsafe { mmap(ptr::null_mut(), mapped_len, prot, flags, fd, offset - delta) };
         let mapping = NonNull::new(mapping.map_err(refused)?.cast::<u8>()).ok_or(refused(Errno::FAULT))?;
-        let start = mapping.as_ptr() as usize;
-        let memory = Self {
-            mapping,
-            mapped_len,
-            delta: delta as usize,
-            len: len as usize,
-            writable,
-            range: ranges::add(start, mapped_len, page, writable),
-            owner,
-        };
+        // SAFETY: this is what mmap gave.
+        let mapping = unsafe { Mapping::new(mapping, mapped_len, page, writable) };
+        let base = mapping.base().as_ptr().cast();
         // SAFETY: the advice changes nothing in this process; the range is ours.
-        unsafe { madvise(mapping.as_ptr().cast(), mapped_len, Advice::LinuxDontFork) }.map_err(refused)?;
-        Ok(memory)
+        unsafe { madvise(base, mapped_len, Advice::LinuxDontFork) }.map_err(refused)?;
+        Ok(Self { mapping, delta: delta as usize, len: len as usize, writable })
     }
 
     /// Makes shared memory of `len` bytes and maps it for reading and writing. The file can be given to others.
@@ -149,7 +129,7 @@ impl MappedMemory {
 
     /// The process that the mapping belongs to.
     pub fn owner(&self) -> Owner {
-        self.owner
+        self.mapping.owner()
     }
 }
 
@@ -164,7 +144,7 @@ fn page_size_of(fd: BorrowedFd<'_>) -> Result<usize, Errno> {
 
 impl Hold for MappedMemory {
     fn poisoned(&self) -> bool {
-        fault::faults() != 0 && self.range.poisoned()
+        self.mapping.poisoned()
     }
 }
 
@@ -179,30 +159,17 @@ impl Backing for MappedMemory {
         self.writable
     }
     fn owner(&self) -> Owner {
-        self.owner
+        self.mapping.owner()
     }
     fn resident(&self) -> Option<NonNull<u8>> {
         // SAFETY: delta + len <= mapped_len, so this stays inside the mapping.
-        Some(unsafe { self.mapping.add(self.delta) })
+        Some(unsafe { self.mapping.base().add(self.delta) })
     }
     fn lease(self: Arc<Self>, offset: u64, len: u64, _access: Access) -> Result<Lease, MapError> {
         if offset.checked_add(len).is_none_or(|end| end > self.len as u64) {
             return Err(MapError::BeyondEnd { len, offset, size: self.len as u64 });
         }
         // SAFETY: inside the mapping, which lives while we do; the table checked that a writer may write.
-        Ok(unsafe { Lease::new(self.mapping.add(self.delta + offset as usize), len, self) })
-    }
-}
-
-impl Drop for MappedMemory {
-    fn drop(&mut self) {
-        // In a child the range was never there, and others may stand in its place, in the table of ranges too.
-        if !self.owner.is_this_process() {
-            return;
-        }
-        self.range.give_back();
-        // SAFETY: exactly the range that mmap gave us; who kept a pointer kept an Arc of us as well.
-        // An error can only mean that the range is gone already: nothing is left to do.
-        let _ = unsafe { munmap(self.mapping.as_ptr().cast(), self.mapped_len) };
+        Ok(unsafe { Lease::new(self.mapping.base().add(self.delta + offset as usize), len, self) })
     }
 }

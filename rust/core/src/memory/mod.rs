@@ -21,6 +21,7 @@ mod fault;
 mod fork;
 mod guest;
 mod mapped;
+mod mapping;
 #[cfg(test)]
 pub(crate) mod on_demand;
 mod ranges;
@@ -35,5 +36,6 @@ pub use fault::faults;
 pub use fork::Owner;
 pub use guest::{GuestMemory, Region};
 pub use mapped::{HugePage, MappedMemory};
+pub(crate) use mapping::Mapping;
 pub use table::{CountedLease, SharedMemoryTable};
 pub use translate::Translator;

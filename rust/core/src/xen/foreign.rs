@@ -1,0 +1,507 @@
+//! Another domain's frames in our address space. The array of errors decides what is mapped: the ioctl itself returns
+//! success also where single frames failed.
+//!
+//! On a PV dom0 a frame that is not mapped faults when it is touched; on a PVH or Arm dom0 it reads as 0xff and swallows
+//! writes. So nobody is let near one: what is mapped is a list of runs, each a [`Backing`] of its own.
+//!
+//! # Safety
+//! A run's pointers lie within the mapping, which each run and each lease holds.
+#![allow(unsafe_code)]
+
+use std::{
+    ops::Range,
+    ptr::NonNull,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rustix::io::Errno;
+
+use super::{
+    abi::FRAME,
+    privcmd::{ForeignCalls, Resource},
+};
+use crate::memory::{
+    Access, Backing, GuestMemory, Hold, Lease, MapError, Mapping, MemoryError, MemoryKind, Owner, Region,
+};
+
+/// How long is waited between two tries for frames that are paged out.
+const PAGED_OUT_PAUSE: Duration = Duration::from_millis(1);
+
+/// A frame that could not be mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrameFailure {
+    /// Its place in the request.
+    pub index: usize,
+    /// The frame number.
+    pub frame: u64,
+    /// What the kernel says.
+    pub errno: Errno,
+}
+
+impl FrameFailure {
+    /// The errno in words that fit a frame.
+    pub fn reason(&self) -> &'static str {
+        match self.errno {
+            Errno::INVAL => "there is no such frame in the domain",
+            Errno::SRCH => "there is no such domain",
+            Errno::NOENT => "the frame is paged out and did not come back in time",
+            Errno::PERM => "the frames of this domain may not be mapped from here",
+            Errno::BUSY => "the frame is in use in a way that forbids mapping it",
+            Errno::NOMEM => "no memory for the mapping",
+            _ => "the hypervisor refused",
+        }
+    }
+}
+
+/// Why foreign memory could not be mapped. Nothing stays mapped.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ForeignMapError {
+    /// No frames were asked for, or more than the interface can take.
+    #[error("{0} frames: between 1 and 2^32 - 1 can be mapped at once")]
+    Count(usize),
+    /// Single frames failed.
+    #[error("{} of {count} frames of domain {domain} could not be mapped; the first is frame {:#x}: {}",
+        failures.len(), failures.first().map_or(0, |first| first.frame), failures.first().map_or("", FrameFailure::reason))]
+    Frames {
+        /// The domain.
+        domain: u16,
+        /// Frames that were asked for.
+        count: usize,
+        /// All that failed, by index.
+        failures: Vec<FrameFailure>,
+    },
+    /// The call as a whole failed.
+    #[error("{count} frames of domain {domain} could not be mapped: {errno}{hint}")]
+    Refused {
+        /// The domain.
+        domain: u16,
+        /// Frames that were asked for.
+        count: usize,
+        /// What the kernel says.
+        errno: Errno,
+        /// What it means here.
+        hint: &'static str,
+    },
+}
+
+/// What is to be mapped.
+#[derive(Clone, Copy, Debug)]
+pub struct MapRequest<'a> {
+    /// The domain.
+    pub domain: u16,
+    /// Guest frame numbers (machine frames, for a PV domain), of 4 KiB each.
+    pub frames: &'a [u64],
+    /// For writing too?
+    pub writable: bool,
+    /// How long frames that are paged out are waited for.
+    pub patience: Duration,
+}
+
+/// Frames of another domain, mapped one after the other.
+#[derive(Debug)]
+pub struct ForeignMapping {
+    mapping: Mapping,
+    domain: u16,
+    writable: bool,
+    frames: usize,
+    failures: Vec<FrameFailure>,
+}
+
+impl ForeignMapping {
+    /// Maps the frames, as many as can be: [`ForeignMapping::failures`] has the others.
+    ///
+    /// # Errors
+    /// The call as a whole failed.
+    pub fn partial(calls: &dyn ForeignCalls, request: &MapRequest<'_>) -> Result<Self, ForeignMapError> {
+        let MapRequest { domain, frames, writable, .. } = *request;
+        let count = frames.len();
+        if count == 0 || u32::try_from(count).is_err() {
+            return Err(ForeignMapError::Count(count));
+        }
+        let mapping = reserve(calls, domain, count, writable)?;
+        let mut errors = vec![0i32; count];
+        match calls.map_frames(domain, mapping.base(), frames, &mut errors) {
+            Ok(()) => {}
+            Err(Errno::NOENT) => await_paged_out(calls, request, &mapping, &mut errors)?,
+            Err(errno) => return Err(refused(domain, count, errno)),
+        }
+        let failures = errors.iter().zip(frames).enumerate().filter(|(_, (error, _))| **error != 0);
+        let failures =
+            failures.map(|(index, (&error, &frame))| FrameFailure { index, frame, errno: errno_of(error) });
+        let failures = failures.collect();
+        Ok(Self { mapping, domain, writable, frames: count, failures })
+    }
+
+    /// Maps the frames, all or none.
+    ///
+    /// # Errors
+    /// [`ForeignMapError::Frames`] with every frame that failed; or the call as a whole failed.
+    pub fn whole(calls: &dyn ForeignCalls, request: &MapRequest<'_>) -> Result<Self, ForeignMapError> {
+        let mut mapped = Self::partial(calls, request)?;
+        if mapped.failures.is_empty() {
+            return Ok(mapped);
+        }
+        let (domain, count) = (request.domain, request.frames.len());
+        Err(ForeignMapError::Frames { domain, count, failures: std::mem::take(&mut mapped.failures) })
+    }
+
+    /// Maps frames of a resource, all or none.
+    ///
+    /// # Errors
+    /// The call as a whole failed.
+    pub fn resource(
+        calls: &dyn ForeignCalls,
+        domain: u16,
+        resource: Resource,
+        id: u32,
+        first: u32,
+        frames: u32,
+        writable: bool,
+    ) -> Result<Self, ForeignMapError> {
+        let count = frames as usize;
+        if count == 0 {
+            return Err(ForeignMapError::Count(0));
+        }
+        let mapping = reserve(calls, domain, count, writable)?;
+        let mapped = calls.map_resource(domain, mapping.base(), resource, id, first, frames.into());
+        mapped.map_err(|errno| refused(domain, count, errno))?;
+        Ok(Self { mapping, domain, writable, frames: count, failures: Vec::new() })
+    }
+
+    /// The frames that are not mapped, by index.
+    pub fn failures(&self) -> &[FrameFailure] {
+        &self.failures
+    }
+
+    /// How many frames are mapped.
+    pub fn mapped_frames(&self) -> usize {
+        self.frames - self.failures.len()
+    }
+
+    /// The byte ranges that are not mapped, in order, neighbours joined.
+    pub fn holes(&self) -> Vec<Range<u64>> {
+        let mut holes: Vec<Range<u64>> = Vec::new();
+        for failure in &self.failures {
+            let start = (failure.index * FRAME) as u64;
+            let end = start + FRAME as u64;
+            match holes.last_mut() {
+                Some(last) if last.end == start => last.end = end,
+                _ => holes.push(start..end),
+            }
+        }
+        holes
+    }
+
+    /// The mapping as a table whose addresses are offsets: a region for each run of mapped frames, nothing where a
+    /// hole is.
+    pub fn into_memory(self) -> Result<GuestMemory, MemoryError> {
+        let end = (self.frames * FRAME) as u64;
+        let holes = self.holes();
+        let mapping = Arc::new(self);
+        let starts = std::iter::once(0).chain(holes.iter().map(|hole| hole.end));
+        let ends = holes.iter().map(|hole| hole.start).chain(std::iter::once(end));
+        let runs = starts.zip(ends).filter(|(start, end)| start < end).map(|(start, end)| {
+            let run = ForeignRun { mapping: Arc::clone(&mapping), start, len: end - start };
+            Region::new(start, start, Arc::new(run))
+        });
+        GuestMemory::new(runs.collect())
+    }
+}
+
+/// Mapped frames without a hole between them.
+#[derive(Debug)]
+struct ForeignRun {
+    mapping: Arc<ForeignMapping>,
+    /// Offset in the mapping.
+    start: u64,
+    len: u64,
+}
+
+impl ForeignRun {
+    fn base(&self) -> NonNull<u8> {
+        // SAFETY: a run lies inside its mapping.
+        unsafe { self.mapping.mapping.base().add(self.start as usize) }
+    }
+}
+
+impl Hold for ForeignRun {
+    fn poisoned(&self) -> bool {
+        self.mapping.mapping.poisoned()
+    }
+}
+
+impl Backing for ForeignRun {
+    fn kind(&self) -> MemoryKind {
+        MemoryKind::Foreign { domain: self.mapping.domain }
+    }
+    fn len(&self) -> u64 {
+        self.len
+    }
+    fn writable(&self) -> bool {
+        self.mapping.writable
+    }
+    fn owner(&self) -> Owner {
+        self.mapping.mapping.owner()
+    }
+    fn resident(&self) -> Option<NonNull<u8>> {
+        Some(self.base())
+    }
+    fn lease(self: Arc<Self>, offset: u64, len: u64, _access: Access) -> Result<Lease, MapError> {
+        if offset.checked_add(len).is_none_or(|end| end > self.len) {
+            return Err(MapError::BeyondEnd { len, offset, size: self.len });
+        }
+        // SAFETY: inside the run, which lives while the lease does; the table checked that a writer may write.
+        Ok(unsafe { Lease::new(self.base().add(offset as usize), len, self) })
+    }
+}
+
+fn reserve(
+    calls: &dyn ForeignCalls,
+    domain: u16,
+    frames: usize,
+    writable: bool,
+) -> Result<Mapping, ForeignMapError> {
+    let base = calls.reserve(frames, writable).map_err(|errno| refused(domain, frames, errno))?;
+    // SAFETY: just mapped, for this many frames; a fault is mended by the kernel's page, never less than a frame.
+    Ok(unsafe { Mapping::new(base, frames * FRAME, rustix::param::page_size(), writable) })
+}
+
+/// Frames that are paged out come back when they are asked for: only those are tried again, until the time is over.
+fn await_paged_out(
+    calls: &dyn ForeignCalls,
+    request: &MapRequest<'_>,
+    mapping: &Mapping,
+    errors: &mut [i32],
+) -> Result<(), ForeignMapError> {
+    let deadline = Instant::now() + request.patience;
+    let paged_out = -Errno::NOENT.raw_os_error();
+    loop {
+        let mut from = 0;
+        while let Some(start) =
+            errors.iter().skip(from).position(|&error| error == paged_out).map(|at| at + from)
+        {
+            let run = errors.iter().skip(start).take_while(|&&error| error == paged_out).count();
+            let end = start + run;
+            // SAFETY: start is below the number of frames.
+            let at = unsafe { mapping.base().add(start * FRAME) };
+            match calls.map_frames(request.domain, at, &request.frames[start..end], &mut errors[start..end]) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => return Err(refused(request.domain, request.frames.len(), errno)),
+            }
+            from = end;
+        }
+        if !errors.contains(&paged_out) || Instant::now() >= deadline {
+            return Ok(());
+        }
+        std::thread::sleep(PAGED_OUT_PAUSE);
+    }
+}
+
+fn errno_of(error: i32) -> Errno {
+    Errno::from_raw_os_error(
+        error.checked_neg().filter(|errno| (1..4096).contains(errno)).unwrap_or(libc::EIO),
+    )
+}
+
+fn refused(domain: u16, count: usize, errno: Errno) -> ForeignMapError {
+    let hint = match errno {
+        Errno::PERM => " (the device is restricted to another domain, or this one has not the right)",
+        Errno::NOMEM => " (dom0 has no pages left to stand for them)",
+        Errno::SRCH => " (there is no such domain)",
+        _ => "",
+    };
+    ForeignMapError::Refused { domain, count, errno, hint }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::BTreeMap,
+        os::fd::{AsFd, OwnedFd},
+        ptr,
+        sync::Mutex,
+    };
+
+    use rustix::{
+        fs::{MemfdFlags, ftruncate, memfd_create},
+        mm::{MapFlags, ProtFlags, mmap, mmap_anonymous},
+    };
+
+    use super::*;
+
+    const DOMAIN: u16 = 7;
+    const FRAMES: u64 = 16;
+
+    /// One domain with 16 frames in a memfd. Frame 5 is missing, others may be paged out for a number of tries.
+    #[derive(Debug)]
+    struct FakeDomain {
+        memory: OwnedFd,
+        paged_out: Mutex<BTreeMap<u64, u32>>,
+        calls: Mutex<Vec<usize>>,
+    }
+
+    impl FakeDomain {
+        fn new(paged_out: &[(u64, u32)]) -> Self {
+            let memory = memfd_create("domain", MemfdFlags::CLOEXEC).unwrap();
+            ftruncate(&memory, FRAMES * FRAME as u64).unwrap();
+            for frame in 0..FRAMES {
+                rustix::io::pwrite(&memory, &[frame as u8; FRAME], frame * FRAME as u64).unwrap();
+            }
+            let paged_out = Mutex::new(paged_out.iter().copied().collect());
+            Self { memory, paged_out, calls: Mutex::default() }
+        }
+
+        fn error_of(&self, domain: u16, frame: u64) -> Option<Errno> {
+            if domain != DOMAIN {
+                return Some(Errno::SRCH);
+            }
+            if frame >= FRAMES || frame == 5 {
+                return Some(Errno::INVAL);
+            }
+            let mut paged_out = self.paged_out.lock().unwrap();
+            let tries = paged_out.get_mut(&frame).filter(|tries| **tries > 0)?;
+            *tries -= 1;
+            Some(Errno::NOENT)
+        }
+    }
+
+    impl ForeignCalls for FakeDomain {
+        fn reserve(&self, frames: usize, _writable: bool) -> Result<NonNull<u8>, Errno> {
+            // SAFETY: a fresh range.
+            let base = unsafe {
+                mmap_anonymous(ptr::null_mut(), frames * FRAME, ProtFlags::empty(), MapFlags::PRIVATE)
+            }?;
+            Ok(NonNull::new(base.cast()).unwrap())
+        }
+
+        fn map_frames(
+            &self,
+            domain: u16,
+            at: NonNull<u8>,
+            frames: &[u64],
+            errors: &mut [i32],
+        ) -> Result<(), Errno> {
+            self.calls.lock().unwrap().push(frames.len());
+            for (index, (&frame, error)) in frames.iter().zip(errors.iter_mut()).enumerate() {
+                *error = match self.error_of(domain, frame) {
+                    Some(errno) => -errno.raw_os_error(),
+                    None => {
+                        let (flags, protection) =
+                            (MapFlags::SHARED | MapFlags::FIXED, ProtFlags::READ | ProtFlags::WRITE);
+                        // SAFETY: inside the range that was reserved.
+                        unsafe {
+                            let at = at.add(index * FRAME).as_ptr().cast();
+                            mmap(at, FRAME, protection, flags, self.memory.as_fd(), frame * FRAME as u64)?;
+                        }
+                        0
+                    }
+                };
+            }
+            if errors.contains(&-Errno::NOENT.raw_os_error()) { Err(Errno::NOENT) } else { Ok(()) }
+        }
+
+        fn map_resource(
+            &self,
+            _domain: u16,
+            _at: NonNull<u8>,
+            _resource: Resource,
+            _id: u32,
+            _first: u32,
+            _frames: u64,
+        ) -> Result<(), Errno> {
+            Err(Errno::OPNOTSUPP)
+        }
+
+        fn resource_size(&self, _domain: u16, _resource: Resource, _id: u32) -> Result<u64, Errno> {
+            Err(Errno::OPNOTSUPP)
+        }
+
+        fn restrict(&self, _domain: u16) -> Result<(), Errno> {
+            Ok(())
+        }
+    }
+
+    fn request(frames: &[u64]) -> MapRequest<'_> {
+        MapRequest { domain: DOMAIN, frames, writable: true, patience: Duration::from_secs(60) }
+    }
+
+    fn failure(index: usize, frame: u64, errno: Errno) -> FrameFailure {
+        FrameFailure { index, frame, errno }
+    }
+
+    #[test]
+    fn frames_are_mapped_in_the_order_of_the_request() {
+        let domain = FakeDomain::new(&[]);
+        let memory = ForeignMapping::whole(&domain, &request(&[9, 3, 4])).unwrap().into_memory().unwrap();
+        assert_eq!(memory.regions().len(), 1);
+        let mut bytes = vec![0; 3 * FRAME];
+        memory.read(0, &mut bytes).unwrap();
+        assert!(
+            bytes.chunks(FRAME).zip([9, 3, 4]).all(|(page, frame)| page.iter().all(|&byte| byte == frame))
+        );
+        memory.write(FRAME as u64 + 1, b"written").unwrap();
+        let mut there = [0; 7];
+        rustix::io::pread(&domain.memory, &mut there, 3 * FRAME as u64 + 1).unwrap();
+        assert_eq!(&there, b"written");
+    }
+
+    #[test]
+    fn a_bad_frame_unmaps_all_and_every_failure_is_named() {
+        let error = ForeignMapping::whole(&FakeDomain::new(&[]), &request(&[4, 5, 6, 99])).unwrap_err();
+        let failures = vec![failure(1, 5, Errno::INVAL), failure(3, 99, Errno::INVAL)];
+        assert_eq!(error, ForeignMapError::Frames { domain: DOMAIN, count: 4, failures });
+        assert_eq!(
+            error.to_string(),
+            "2 of 4 frames of domain 7 could not be mapped; the first is frame 0x5: there is no such frame in the domain"
+        );
+    }
+
+    #[test]
+    fn a_hole_of_a_partial_mapping_can_not_be_touched() {
+        let mapped = ForeignMapping::partial(&FakeDomain::new(&[]), &request(&[4, 5, 99, 6])).unwrap();
+        assert_eq!(mapped.mapped_frames(), 2);
+        let frame = FRAME as u64;
+        assert_eq!(mapped.holes(), vec![frame..3 * frame]);
+        let memory = mapped.into_memory().unwrap();
+        let mut byte = [0];
+        memory.read(3 * frame, &mut byte).unwrap();
+        assert_eq!(byte, [6]);
+        for (address, len) in [(frame, 1), (2 * frame, 1), (frame - 1, 2), (0, 4 * FRAME)] {
+            let mut bytes = vec![0; len];
+            let error = memory.read(address, &mut bytes).unwrap_err();
+            assert!(matches!(error, MemoryError::OutOfRange { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn frames_that_are_paged_out_alone_are_tried_again() {
+        let domain = FakeDomain::new(&[(2, 1), (3, 1), (7, 3)]);
+        let mapped = ForeignMapping::whole(&domain, &request(&[1, 2, 3, 4, 7])).unwrap();
+        assert!(mapped.failures().is_empty());
+        assert_eq!(*domain.calls.lock().unwrap(), [5, 2, 1, 1, 1]);
+    }
+
+    #[test]
+    fn a_frame_that_stays_paged_out_is_a_failure_after_a_while() {
+        let domain = FakeDomain::new(&[(2, u32::MAX)]);
+        let request = MapRequest { patience: Duration::from_millis(5), ..request(&[1, 2]) };
+        let mapped = ForeignMapping::partial(&domain, &request).unwrap();
+        assert_eq!(mapped.failures(), [failure(1, 2, Errno::NOENT)]);
+    }
+
+    #[test]
+    fn an_unknown_domain_fails_every_frame() {
+        let domain = FakeDomain::new(&[]);
+        let error =
+            ForeignMapping::whole(&domain, &MapRequest { domain: 8, ..request(&[1, 2]) }).unwrap_err();
+        assert!(error.to_string().contains("there is no such domain"), "{error}");
+    }
+
+    #[test]
+    fn no_frames_are_refused() {
+        let error = ForeignMapping::partial(&FakeDomain::new(&[]), &request(&[])).unwrap_err();
+        assert_eq!(error, ForeignMapError::Count(0));
+    }
+}

@@ -1,0 +1,11 @@
+//! Xen, by its stable interfaces: what the kernel's devices under /dev/xen offer to a program in a dom0 or a driver domain.
+//!
+//! [`abi`] has layouts and numbers; [`Privcmd`] is the device that maps frames of other domains; [`ForeignMapping`] is what
+//! comes of it: every failed frame is known, none is silent.
+
+pub mod abi;
+mod foreign;
+mod privcmd;
+
+pub use foreign::{ForeignMapError, ForeignMapping, FrameFailure, MapRequest};
+pub use privcmd::{ForeignCalls, Privcmd, Resource};
