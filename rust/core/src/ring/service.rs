@@ -48,11 +48,12 @@ impl VirtQueue {
         self.processed()
     }
 
-    /// Is there a chain that was not taken? Asks for no kick.
+    /// Has the driver added something since anybody looked? Asks for no kick. What a device left in the
+    /// ring (buffers to receive into, say) does not count: it was looked at.
     pub fn has_work(&self) -> bool {
         let mut inner = self.lock();
-        match inner.running().map(|ring| ring.map(SplitRing::look)) {
-            Ok(Some(Ok(waiting))) => waiting > 0,
+        match inner.running().map(|ring| ring.map(SplitRing::has_more)) {
+            Ok(Some(Ok(more))) => more,
             Ok(Some(Err(error))) => {
                 inner.fail(error);
                 false

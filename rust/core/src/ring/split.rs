@@ -312,13 +312,20 @@ impl SplitRing {
         }
     }
 
+    /// Looks, and says whether the driver has added something since we looked before.
+    #[inline(always)]
+    pub(super) fn has_more(&mut self) -> Result<bool, RingError> {
+        let seen = self.available_seen;
+        self.look()?;
+        Ok(self.available_seen != seen)
+    }
+
     /// Asks the driver to notify us of whatever it adds after what we have seen. Returns true when it
     /// has added something in between, which nobody has looked at: then no notification may come.
     pub(super) fn arm(&mut self) -> Result<bool, RingError> {
         let seen = self.available_seen;
         if self.polled {
-            self.look()?;
-            return Ok(self.available_seen != seen);
+            return self.has_more();
         }
         if self.armed == Some(seen) {
             return Ok(false);

@@ -126,6 +126,22 @@ fn a_polled_ring_asks_for_no_kicks_until_it_sleeps() {
 }
 
 #[test]
+fn a_polled_ring_has_work_once_for_what_the_device_leaves_in_it() {
+    for features in [RingFeatures::default(), EVENT_IDX] {
+        let mut f = Fixture::new(features);
+        f.queue.set_polled(true);
+        f.add(0..2);
+        assert!(f.queue.has_work());
+        f.queue.kicked();
+        assert!(!f.queue.processed() && !f.queue.has_work());
+        f.add(2..3);
+        assert!(f.queue.has_work() && !f.queue.has_work());
+        assert!(!f.queue.sleep());
+        assert!(f.use_one());
+    }
+}
+
+#[test]
 fn with_event_idx_the_next_chain_is_the_one_to_be_kicked_for() {
     let mut f = Fixture::new(EVENT_IDX);
     f.add(0..3);
