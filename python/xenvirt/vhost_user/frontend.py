@@ -30,6 +30,9 @@ class Frontend(Link):
         self._errors: dict[int, int] = {}
         self._changes = 0
         self._epoll.register(protocol.fileno(), select.EPOLLRDHUP)
+        self._changes_fd = protocol.config_change_fd
+        if self._changes_fd is not None:
+            self._epoll.register(self._changes_fd, select.EPOLLIN)
         wire_logs.opened(self)
 
     @property
@@ -101,6 +104,8 @@ class Frontend(Link):
 
     def _attend(self, ready: Sequence[tuple[int, int]]) -> None:
         for fd, _events in ready:
+            if fd == self._changes_fd:
+                self._changes += self.protocol.config_changes()
             if fd in self._errors:
                 queue = self._errors[fd]
                 self._epoll.unregister(fd)
