@@ -158,7 +158,7 @@ class RingError(QueueError):
     header and trailer of ``pop_batch`` is a RingError, as in QEMU.
 
     Attributes:
-        rule: the stable name of the broken rule, for instance ``"descriptor-loop"``.
+        rule: the stable name of the broken rule, for instance ``"chain-length"``.
         queue: the index of the queue, or None where it is not known.
     """
 

@@ -9,6 +9,7 @@ mod errors;
 mod file;
 mod frontend;
 mod frontend_values;
+mod header;
 mod memory;
 mod queue;
 mod xen;

@@ -17,10 +17,11 @@ use xenvirt_core::{
 };
 
 use crate::{
-    batch::{Batch, Header},
+    batch::Batch,
     buffer::{BorrowedBuffer, MemoryView, copying, new_bytes},
     errors::Error,
     file::FileArgument,
+    header::Header,
 };
 
 /// One virtqueue of a device.

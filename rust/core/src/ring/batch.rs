@@ -9,7 +9,6 @@
 
 use std::{
     collections::HashMap,
-    os::fd::BorrowedFd,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -22,16 +21,16 @@ use super::{
     requests::{BatchLayout, Request, Requests},
     transfer,
 };
-use crate::memory::{GuestMemory, Source, Target};
+use crate::memory::GuestMemory;
 
 /// How far a request is.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Progress {
     /// Bytes of the writable data that were written, from its beginning without a gap.
-    written: u64,
+    pub written: u64,
     /// Bytes of the readable data that were read.
-    read: u64,
-    trailer: bool,
+    pub read: u64,
+    pub trailer: bool,
     pub completed: bool,
 }
 
@@ -206,7 +205,7 @@ impl QueueBatch {
         Self { shared: Arc::clone(&self.shared), rows: Rows::Some(rows.into()) }
     }
 
-    fn check_length(&self, what: &'static str, given: usize) -> Result<(), BatchError> {
+    pub(super) fn check_length(&self, what: &'static str, given: usize) -> Result<(), BatchError> {
         let requests = self.len();
         if given == requests { Ok(()) } else { Err(BatchError::Length { what, given, requests }) }
     }
@@ -218,7 +217,7 @@ impl QueueBatch {
     }
 
     /// Does `act` for each request, while the queue cannot be stopped; none of them may be completed.
-    fn each(&self, mut act: impl FnMut(usize, &Request, &mut Progress)) -> Result<(), BatchError> {
+    pub(super) fn each(&self, mut act: impl FnMut(usize, &Request, &mut Progress)) -> Result<(), BatchError> {
         // In this order: progress, then the queue; as in `complete`, which holds it while it takes the lock
         // that a stop holds when it waits for us.
         let mut progress = self.progress()?;
@@ -233,132 +232,6 @@ impl QueueBatch {
         });
         done.unwrap_or(Err(BatchError::Stale))?;
         if self.shared.memory.poisoned() { Err(BatchError::Fault) } else { Ok(()) }
-    }
-
-    /// Fills the writable data of each request from `source[offsets[i] * unit..]`. A request that does
-    /// not lie wholly inside of the source is not done; the others are. Returns which were.
-    pub fn write_from(&self, source: Source<'_>, offsets: &[u64], unit: u64) -> Result<Mask, BatchError> {
-        self.check_length("offsets", offsets.len())?;
-        let mut mask = Mask(vec![false; offsets.len()]);
-        self.each(|index, request, progress| {
-            let limit = source.len() as u64;
-            if let Some(at) = inside(offsets[index], unit, request.writable, limit) {
-                let mut rest = source;
-                rest.take(at as usize);
-                let segments = self.shared.requests.writable(request);
-                // SAFETY: the segments are mapped and writable, and the rest is as long as they are.
-                unsafe { transfer::fill(segments, rest) };
-                progress.written = request.writable;
-                mask.0[index] = true;
-            }
-        })?;
-        Ok(mask)
-    }
-
-    /// Copies the readable data of each request to `target[offsets[i] * unit..]`; see
-    /// [`Self::write_from`]. Where requests overlap, the later one wins.
-    pub fn read_into(&self, target: Target<'_>, offsets: &[u64], unit: u64) -> Result<Mask, BatchError> {
-        self.check_length("offsets", offsets.len())?;
-        let mut mask = Mask(vec![false; offsets.len()]);
-        self.each(|index, request, progress| {
-            let (base, len) = (target.base(), target.len());
-            if let Some(at) = inside(offsets[index], unit, request.readable, len as u64) {
-                let segments = self.shared.requests.readable(request);
-                // SAFETY: at <= len; the target is ours while `target` lives.
-                let rest = unsafe { Target::from_raw(base.add(at as usize), len - at as usize) };
-                // SAFETY: the segments are mapped, and the rest is as long as they are.
-                unsafe { transfer::drain(segments, rest) };
-                progress.read = request.readable;
-                mask.0[index] = true;
-            }
-        })?;
-        Ok(mask)
-    }
-
-    /// Fills the writable data of each request from a file, straight into guest memory, from byte
-    /// `offsets[i] * unit` on. A request is not done when it does not lie wholly below `limit`, when the
-    /// file ends within it, or when the kernel reports an error.
-    pub fn write_from_file(
-        &self,
-        fd: BorrowedFd<'_>,
-        offsets: &[u64],
-        unit: u64,
-        limit: Option<u64>,
-    ) -> Result<Mask, BatchError> {
-        self.check_length("offsets", offsets.len())?;
-        let mut mask = Mask(vec![false; offsets.len()]);
-        self.each(|index, request, progress| {
-            if let Some(at) = inside(offsets[index], unit, request.writable, file_limit(limit)) {
-                let segments = self.shared.requests.writable(request);
-                // SAFETY: the segments are mapped and writable.
-                let moved = unsafe { transfer::from_file(fd, segments, Some(at)) }.unwrap_or(0);
-                progress.written = progress.written.max(moved);
-                mask.0[index] = moved == request.writable;
-            }
-        })?;
-        Ok(mask)
-    }
-
-    /// Moves the readable data of each request to a file, straight from guest memory; see
-    /// [`Self::write_from_file`].
-    pub fn read_into_file(
-        &self,
-        fd: BorrowedFd<'_>,
-        offsets: &[u64],
-        unit: u64,
-        limit: Option<u64>,
-    ) -> Result<Mask, BatchError> {
-        self.check_length("offsets", offsets.len())?;
-        let mut mask = Mask(vec![false; offsets.len()]);
-        self.each(|index, request, progress| {
-            if let Some(at) = inside(offsets[index], unit, request.readable, file_limit(limit)) {
-                let segments = self.shared.requests.readable(request);
-                // SAFETY: the segments are mapped.
-                let moved = unsafe { transfer::to_file(fd, segments, Some(at)) }.unwrap_or(0);
-                progress.read = moved;
-                mask.0[index] = moved == request.readable;
-            }
-        })?;
-        Ok(mask)
-    }
-
-    /// Fills the writable data of each request with zeroes.
-    pub fn write_zeroes(&self) -> Result<(), BatchError> {
-        self.each(|_, request, progress| {
-            // SAFETY: the segments are mapped and writable.
-            unsafe { transfer::zero(self.shared.requests.writable(request)) };
-            progress.written = request.writable;
-        })
-    }
-
-    /// Writes the trailer of each request, little endian: `value` where the mask holds (everywhere,
-    /// without one), `otherwise` elsewhere.
-    pub fn write_trailer(&self, value: u64, mask: Option<&Mask>, otherwise: u64) -> Result<(), BatchError> {
-        let size = self.layout().trailer;
-        if let Some(mask) = mask {
-            self.check_length("mask entries", mask.0.len())?;
-        }
-        for value in [value, otherwise] {
-            if size < 8 && value >> (8 * size) != 0 {
-                return Err(BatchError::TrailerValue { value, size });
-            }
-        }
-        if size == 0 {
-            return Err(BatchError::TrailerValue { value, size });
-        }
-        let mut bytes = [vec![0u8; size], vec![0u8; size]];
-        for (bytes, value) in bytes.iter_mut().zip([otherwise, value]) {
-            bytes.iter_mut().zip(value.to_le_bytes()).for_each(|(byte, part)| *byte = part);
-        }
-        self.each(|index, request, progress| {
-            let chosen = mask.is_none_or(|mask| mask.0[index]);
-            // SAFETY: the segments sum up to the size of the trailer.
-            unsafe {
-                let segments = self.shared.requests.trailer(request);
-                transfer::fill(segments, bytes[usize::from(chosen)][..].into());
-            }
-            progress.trailer = true;
-        })
     }
 
     /// Puts all requests that were not completed yet in the used ring, publishes them together, and
@@ -413,18 +286,6 @@ impl QueueBatch {
         });
         filled.ok_or(BatchError::Stale)
     }
-}
-
-/// Where a request of `len` bytes begins, when all of it lies below `limit`.
-#[inline(always)]
-fn inside(offset: u64, unit: u64, len: u64, limit: u64) -> Option<u64> {
-    let at = offset.checked_mul(unit)?;
-    (at <= limit && len <= limit - at).then_some(at)
-}
-
-/// The kernel counts places in a file as signed numbers.
-fn file_limit(limit: Option<u64>) -> u64 {
-    limit.unwrap_or(u64::MAX).min(i64::MAX as u64)
 }
 
 /// What a batch needs, for the next one to use again.

@@ -15,6 +15,7 @@ mod access;
 mod arena;
 mod background;
 mod batch;
+mod batch_copy;
 mod chain;
 mod chain_error;
 mod driver_queue;
