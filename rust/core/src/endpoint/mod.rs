@@ -144,6 +144,8 @@ impl<T: Transport> Endpoint<T> {
         };
         loop {
             if self.control.is_stopping() {
+                // A last step of the transport may have held them, and they have to see it as well.
+                self.release_workers();
                 return Ok(Event::Stopped);
             }
             // A queue that never runs dry must not keep the others, and the control plane, from their turn.
