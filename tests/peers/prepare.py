@@ -6,18 +6,26 @@ import sys
 
 from xenvirt.lab.cache import cache, one_at_a_time
 from xenvirt.lab.progress import on_stderr
+from xenvirt.lab.recipes import RECIPES
 from xenvirt.lab.system import system
 
 from . import crates, kernels, libblkio, newer_qemu
 
 PACKAGES = (
+    "bison",
     "busybox-static",
     "dpdk-dev",
     "e2fsprogs",
+    "flex",
+    "gcc-aarch64-linux-gnu",
     "iproute2",
+    "libc6-dev-arm64-cross",
     "librte-net-vhost23",
     "librte-net-virtio23",
     "linux-libc-dev",
+    "make",
+    "patch",
+    "qemu-system-arm",
     "qemu-system-common",
     "qemu-system-x86",
     "user-mode-linux",
@@ -54,7 +62,8 @@ def main() -> None:
         libblkio.build()
         newer_qemu.build()
         crates.build_all()
-        system("x86_64", on_stderr)
+        for architecture in RECIPES:
+            system(architecture, on_stderr)
     print(f"the peers are in {cache()}")
 
 

@@ -10,6 +10,19 @@ from xenvirt.errors import LabError
 from xenvirt.lab import Lab
 from xenvirt.lab.progress import on_stderr
 from xenvirt.lab.system import system
+from xenvirt.lab.wheel import files_for
+
+
+def can_be_had(architecture: str) -> str:
+    """The architecture, if its lab is built or can be and can be booted; else the test is skipped."""
+    if shutil.which(f"qemu-system-{architecture}") is None:
+        pytest.skip(f"no qemu-system-{architecture} here (scripts/test installs it)")
+    try:
+        system(architecture, on_stderr)
+        files_for(architecture, None, on_stderr)
+    except LabError as error:
+        pytest.skip(f"the lab cannot be built here: {error}")
+    return architecture
 
 # They run inside a dom0; test_in_dom0.py takes them there.
 collect_ignore = [] if Path("/dev/xen/privcmd").exists() else ["dom0"]
@@ -17,14 +30,14 @@ collect_ignore = [] if Path("/dev/xen/privcmd").exists() else ["dom0"]
 
 @pytest.fixture(scope="session")
 def x86_64() -> str:
-    """An architecture whose lab is built and can be booted."""
-    if shutil.which("qemu-system-x86_64") is None:
-        pytest.skip("no qemu-system-x86 here (scripts/test installs it)")
-    try:
-        system("x86_64", on_stderr)
-    except LabError as error:
-        pytest.skip(f"the lab cannot be built here: {error}")
-    return "x86_64"
+    """An architecture whose lab can be booted."""
+    return can_be_had("x86_64")
+
+
+@pytest.fixture(scope="session")
+def aarch64() -> str:
+    """Another one, whose Xen and xenvirt are cross-built."""
+    return can_be_had("aarch64")
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,12 @@ from xenvirt.errors import LabError
 from xenvirt.lab import Lab, down, is_up
 from xenvirt.lab.progress import on_stderr, silent
 from xenvirt.lab.recipes import RECIPES
+from xenvirt.lab.wheel import files_for
 
 FAILED = 125
 """The exit status when it is the lab that failed, and not the command."""
 DEFAULT_NAME = "default"
+DEFAULT_ARCHITECTURE = "x86_64"
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -56,7 +58,7 @@ def _add_name(parser: argparse.ArgumentParser) -> None:
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
     _add_name(parser)
-    parser.add_argument("--arch", choices=list(RECIPES), help="default x86_64")
+    parser.add_argument("--arch", choices=list(RECIPES), help=f"default {DEFAULT_ARCHITECTURE}")
     parser.add_argument("--dom0", choices=["pv", "pvh"], help="how Xen runs dom0 on x86_64 (default pv)")
     parser.add_argument(
         "--share", type=Path, metavar="DIR", help="what dom0 has as /host (default: the working directory)"
@@ -72,7 +74,7 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
 def _boot(arguments: argparse.Namespace, name: str | None) -> Lab:
     quiet = getattr(arguments, "quiet", False)
     return Lab.boot(
-        arguments.arch or "x86_64",
+        arguments.arch or DEFAULT_ARCHITECTURE,
         arguments.dom0,
         share=arguments.share,
         name=name,
@@ -100,8 +102,14 @@ def _attach(arguments: argparse.Namespace) -> Lab:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    say = silent if arguments.quiet else on_stderr
     try:
-        with _attach(arguments) if is_up(arguments.name) else _boot(arguments, None) as lab:
+        up = is_up(arguments.name)
+        if not up:
+            files_for(
+                arguments.arch or DEFAULT_ARCHITECTURE, arguments.wheel, say
+            )  # no need to boot if it refuses
+        with _attach(arguments) if up else _boot(arguments, None) as lab:
             return lab.run(*arguments.argv, wheel=arguments.wheel)
     except LabError as error:
         return _failed(error)

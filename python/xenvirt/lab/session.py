@@ -27,7 +27,7 @@ from .channel import Channel
 from .progress import Say, silent
 from .recipes import dom0_of, recipe_named
 from .system import system
-from .wheel import bundle, installed, of_wheel
+from .wheel import bundle, files_for
 
 BOOT_TIMEOUT = 300.0
 """Seconds for dom0 to come up: ten times what it takes on two idle cores."""
@@ -57,8 +57,9 @@ class Lab:
         folder: where its console (console.log) and what QEMU says (qemu.log) are.
     """
 
-    def __init__(self, folder: Path, *, ours: bool) -> None:
+    def __init__(self, folder: Path, *, ours: bool, say: Say = silent) -> None:
         self.folder = folder
+        self._say = say
         state = json.loads((folder / "lab.json").read_text())
         self.architecture: str = state["architecture"]
         self.dom0: str = state["dom0"]
@@ -107,7 +108,7 @@ class Lab:
             }
             (folder / "lab.json.new").write_text(json.dumps(state))
             (folder / "lab.json.new").rename(folder / "lab.json")
-            lab = cls(folder, ours=name is None)
+            lab = cls(folder, ours=name is None, say=say)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -123,8 +124,8 @@ class Lab:
     @classmethod
     def attach(cls, name: str, *, say: Say = silent) -> Lab:
         """The lab that is up under this name; waits while another process runs a command in it."""
-        lab = cls(_folder_of(name), ours=False)
-        lab._connect(BOOT_TIMEOUT, say)
+        lab = cls(_folder_of(name), ours=False, say=say)
+        lab._connect(BOOT_TIMEOUT)
         return lab
 
     def run(
@@ -144,7 +145,7 @@ class Lab:
         """
         if self._channel is None:
             raise LabError("this lab was closed")
-        files = of_wheel(wheel) if wheel else installed()
+        files = files_for(self.architecture, wheel, self._say)
         name, data = bundle(files, self._recipe, self.architecture)
         package = self.folder / LAB_FOLDER / name
         if not package.exists():
@@ -190,12 +191,12 @@ class Lab:
         except ValueError:
             return str(HOST)
 
-    def _connect(self, timeout: float, say: Say = silent) -> None:
+    def _connect(self, timeout: float) -> None:
         self._client = (self.folder / "client").open("w+b")
         try:
             fcntl.flock(self._client, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say("waiting for another command to end")
+            self._say("waiting for another command to end")
             fcntl.flock(self._client, fcntl.LOCK_EX)
         self._channel = Channel(self.folder / SOCKET, self._check, timeout)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
+import platform
 import re
 import sys
 import tarfile
@@ -16,9 +17,12 @@ from pathlib import Path
 import xenvirt
 from xenvirt.errors import LabError
 
+from . import cross
+from .progress import Say
 from .recipes import Recipe
 from .system import compiled
 
+_NATIVE = re.compile(r"xenvirt/_native[^/]*\.so")
 _MACHINES = {62: "x86_64", 183: "aarch64"}
 """e_machine of an ELF header."""
 
@@ -45,6 +49,20 @@ def of_wheel(wheel: Path) -> dict[str, bytes]:
         raise LabError(f"{wheel} is no wheel that can be read: {error}") from error
 
 
+def files_for(architecture: str, wheel: Path | None, say: Say) -> dict[str, bytes]:
+    """The files of xenvirt for a dom0: a wheel's, or those that are here with a native module that fits."""
+    if wheel is not None:
+        return of_wheel(wheel)
+    here = installed()
+    if architecture == platform.machine():
+        return here
+    built = of_wheel(cross.wheel(architecture, say))
+    return {
+        **{name: content for name, content in here.items() if not _NATIVE.fullmatch(name)},
+        **{name: content for name, content in built.items() if _NATIVE.fullmatch(name)},
+    }
+
+
 def bundle(files: Mapping[str, bytes], recipe: Recipe, architecture: str) -> tuple[str, bytes]:
     """Name and content of a tar for dom0; the name changes with the content. LabError if it would not run."""
     _check_native(files, recipe, architecture)
@@ -67,7 +85,7 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def _check_native(files: Mapping[str, bytes], recipe: Recipe, architecture: str) -> None:
-    native = [name for name in files if re.fullmatch(r"xenvirt/_native[^/]*\.so", name)]
+    native = [name for name in files if _NATIVE.fullmatch(name)]
     if not native:
         raise LabError("this xenvirt has no native module; reinstall it, or give a wheel with --wheel")
     for name in native:
