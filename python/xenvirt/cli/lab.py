@@ -105,10 +105,8 @@ def _run(arguments: argparse.Namespace) -> int:
     say = silent if arguments.quiet else on_stderr
     try:
         up = is_up(arguments.name)
-        if not up:
-            files_for(
-                arguments.arch or DEFAULT_ARCHITECTURE, arguments.wheel, say
-            )  # no need to boot if it refuses
+        if not up:  # what it refuses it refuses before anything is booted
+            files_for(arguments.arch or DEFAULT_ARCHITECTURE, arguments.wheel, say)
         with _attach(arguments) if up else _boot(arguments, None) as lab:
             return lab.run(*arguments.argv, wheel=arguments.wheel)
     except LabError as error:
