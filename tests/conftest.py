@@ -5,7 +5,7 @@ from collections.abc import Generator
 
 import pytest
 
-pytest_plugins = ["pytester"]
+pytest_plugins = ["pytester", "xenvirt.testing.dom0"]
 
 IN_CI = bool(os.environ.get("CI"))
 

@@ -24,6 +24,7 @@ def can_be_had(architecture: str) -> str:
         pytest.skip(f"the lab cannot be built here: {error}")
     return architecture
 
+
 # They run inside a dom0; test_in_dom0.py takes them there.
 collect_ignore = [] if Path("/dev/xen/privcmd").exists() else ["dom0"]
 

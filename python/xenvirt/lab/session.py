@@ -132,6 +132,7 @@ class Lab:
         self,
         *argv: str,
         wheel: Path | None = None,
+        cwd: str | None = None,
         env: Mapping[str, str] | None = None,
         stdout: BinaryIO | None = None,
         stderr: BinaryIO | None = None,
@@ -139,9 +140,9 @@ class Lab:
     ) -> int:
         """Runs a command in dom0 and gives its status as a shell would (127: not found, 128 + n: signal n).
 
-        The xenvirt that it imports is the one of this process, or `wheel`. Its working directory is ours,
-        where that is in the shared folder; else /host. Its output goes to `stdout` and `stderr`, by default
-        our own.
+        The xenvirt that it imports is the one of this process, or `wheel`. Its working directory is `cwd`, or
+        ours where that is in the shared folder, or /host. Its output goes to `stdout` and `stderr`, or to our
+        own.
         """
         if self._channel is None:
             raise LabError("this lab was closed")
@@ -155,7 +156,7 @@ class Lab:
         return self._channel.run(
             argv,
             package=name,
-            cwd=self._cwd(),
+            cwd=cwd or self._cwd(),
             env=env or {},
             stdout=stdout or sys.stdout.buffer,
             stderr=stderr or sys.stderr.buffer,
