@@ -4,8 +4,13 @@ import os
 from collections.abc import Generator
 
 import pytest
+from hypothesis import settings
 
 pytest_plugins = ["pytester", "xenvirt.testing.dom0"]
+
+# No test is about time: a slow example on a busy machine is no failure.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 IN_CI = bool(os.environ.get("CI"))
 
