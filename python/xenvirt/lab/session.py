@@ -282,6 +282,9 @@ def _folder_of(name: str) -> Path:
 
 def _new_folder(name: str | None) -> Path:
     if name is None:
+        for old in labs().glob(".run-*"):  # of a process that was killed; its dom0 has powered itself off
+            if (old / "lab.json").exists() and not is_alive(old):
+                shutil.rmtree(old, ignore_errors=True)
         return Path(tempfile.mkdtemp(prefix=".run-", dir=labs()))
     path = _path_of(name)
     with _lock():
