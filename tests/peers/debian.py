@@ -4,6 +4,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from xenvirt.lab.packages import mirrors
+
 _KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
@@ -20,7 +22,8 @@ def unpack(folder: Path, suites: Sequence[str], packages: Sequence[str], *, with
     (apt / "lists" / "partial").mkdir(parents=True)
     (apt / "cache" / "archives" / "partial").mkdir(parents=True)
     (apt / "status").touch()
-    lines = [f"deb [signed-by={_KEYS}] http://deb.debian.org/debian {suite} main\n" for suite in suites]
+    mirror, _security = mirrors()
+    lines = [f"deb [signed-by={_KEYS}] {mirror} {suite} main\n" for suite in suites]
     (apt / "sources.list").write_text("".join(lines))
     settings = {
         "Acquire::Retries": 3,
