@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
@@ -162,7 +162,6 @@ class AsyncDevice(_AnyDevice):
 
 
 AnyDevice = Device | AsyncDevice
-ProcessTask = Coroutine[None, None, None]
 
 
 def config_bytes(config: Structure | bytes | None) -> bytes:
