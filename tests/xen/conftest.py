@@ -25,10 +25,6 @@ def can_be_had(architecture: str) -> str:
     return architecture
 
 
-# They run inside a dom0; test_in_dom0.py takes them there.
-collect_ignore = [] if Path("/dev/xen/privcmd").exists() else ["dom0"]
-
-
 @pytest.fixture(scope="session")
 def x86_64() -> str:
     """An architecture whose lab can be booted."""

@@ -16,6 +16,8 @@ from xenvirt.xen import ForeignMapError, ForeignMemory
 
 from .conftest import make_guest, xl
 
+pytestmark = pytest.mark.dom0("pv", "pvh")
+
 FRAME = 4096
 NO_FRAME = 0xFFFFF0
 NO_DOMAIN = 0x7000
