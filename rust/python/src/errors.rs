@@ -1,6 +1,6 @@
 //! The one crossing from errors of the core to exceptions of `xenvirt.errors`.
 
-use crate::xen::failures_of;
+use crate::xen::foreign::failures_of;
 use pyo3::{
     exceptions::{PyOSError, PyValueError},
     import_exception,

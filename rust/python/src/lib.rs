@@ -28,6 +28,6 @@ mod _native {
         frontend_values::{RawMessage, SharedRegion},
         memory::{FileRegion, GuestMemory},
         queue::{Chain, VirtQueue},
-        xen::{ForeignMapping, ForeignMemory, FrameFailure},
+        xen::foreign::{ForeignMapping, ForeignMemory, FrameFailure},
     };
 }

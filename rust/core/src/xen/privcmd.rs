@@ -22,7 +22,10 @@ use rustix::{
     mm::{MapFlags, ProtFlags, mmap},
 };
 
-use super::abi::{FRAME, MMAP_RESOURCE, MMAPBATCH_V2, MmapBatchV2, MmapResource, RESTRICT};
+use super::abi::{
+    FRAME,
+    privcmd::{MMAP_RESOURCE, MMAPBATCH_V2, MmapBatchV2, MmapResource, RESTRICT},
+};
 
 /// Memory of a domain that is not its RAM (`XENMEM_resource_*`, xen/include/public/memory.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

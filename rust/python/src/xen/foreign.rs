@@ -1,4 +1,4 @@
-//! Xen: foreign mappings.
+//! Foreign mappings.
 
 use std::{
     os::fd::{AsFd, AsRawFd},

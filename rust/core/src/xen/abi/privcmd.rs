@@ -1,23 +1,15 @@
-//! The binary interface: Linux's include/uapi/xen/privcmd.h, as structures and ioctl numbers.
-//!
-//! Frames are always of 4 KiB, also where the kernel's pages are larger.
+//! /dev/xen/privcmd: Linux's include/uapi/xen/privcmd.h.
 
 use bytemuck::{Pod, Zeroable};
 
-/// Bytes of a Xen frame, on every machine (XEN_PAGE_SIZE).
-pub const FRAME: usize = 4096;
-
-const fn ioctl(number: u32, size: usize) -> u32 {
-    // _IOC(_IOC_NONE, 'P', number, size)
-    (size as u32) << 16 | (b'P' as u32) << 8 | number
-}
+use super::ioctl;
 
 /// `IOCTL_PRIVCMD_MMAPBATCH_V2`.
-pub const MMAPBATCH_V2: u32 = ioctl(4, size_of::<MmapBatchV2>());
+pub const MMAPBATCH_V2: u32 = ioctl(b'P', 4, size_of::<MmapBatchV2>());
 /// `IOCTL_PRIVCMD_RESTRICT`.
-pub const RESTRICT: u32 = ioctl(6, size_of::<u16>());
+pub const RESTRICT: u32 = ioctl(b'P', 6, size_of::<u16>());
 /// `IOCTL_PRIVCMD_MMAP_RESOURCE`.
-pub const MMAP_RESOURCE: u32 = ioctl(7, size_of::<MmapResource>());
+pub const MMAP_RESOURCE: u32 = ioctl(b'P', 7, size_of::<MmapResource>());
 
 /// `struct privcmd_mmapbatch_v2`.
 #[repr(C)]

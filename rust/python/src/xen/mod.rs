@@ -1,0 +1,3 @@
+//! Xen's devices for Python, a file for each.
+
+pub mod foreign;
