@@ -11,7 +11,8 @@ import pytest
 from xenvirt.errors import LabError
 from xenvirt.lab import cache
 from xenvirt.lab.archive import Archive
-from xenvirt.lab.recipes import RECIPES, dom0_of
+from xenvirt.lab.building import build_of
+from xenvirt.lab.recipes import RECIPES, dom0_of, kernel_of
 from xenvirt.lab.wheel import bundle, installed, of_wheel
 
 needs_cpio = pytest.mark.skipif(shutil.which("cpio") is None, reason="no cpio here")
@@ -49,6 +50,24 @@ def test_the_faster_of_two_builders_wins(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thing"]
 
 
+def test_a_build_whose_programs_are_missing_names_their_packages(tmp_path: Path) -> None:
+    programs = {"sh": "dash", "no-such-compiler": "gcc-for-nothing"}
+    with (
+        pytest.raises(LabError, match=r"^to build Xen: apt-get install gcc-for-nothing$"),
+        build_of("Xen", tmp_path, programs),
+    ):
+        pytest.fail("it has begun")
+
+
+def test_a_build_that_fails_shows_the_end_of_its_log(tmp_path: Path) -> None:
+    failing = ["sh", "-c", "seq 100; exit 2"]
+    with pytest.raises(LabError) as caught, build_of("Xen", tmp_path, {}) as log:
+        subprocess.run(failing, check=True, stdout=log)
+    said = str(caught.value).splitlines()
+    assert said[0].startswith("Xen could not be built: ")
+    assert said[1:] == [str(number) for number in range(86, 101)]
+
+
 def test_a_module_for_another_machine_is_refused() -> None:
     files = {**installed(), "xenvirt/_native.abi3.so": bytes(18) + (183).to_bytes(2, "little")}
     with pytest.raises(LabError, match="is for aarch64, and dom0 is x86_64"):
@@ -71,3 +90,9 @@ def test_what_is_no_wheel_is_refused(tmp_path: Path) -> None:
 def test_a_dom0_that_there_is_not_is_refused(architecture: str, dom0: str | None) -> None:
     with pytest.raises(LabError, match=architecture):
         dom0_of(architecture, dom0)
+
+
+def test_a_kernel_that_there_is_not_is_refused() -> None:
+    assert (kernel_of("x86_64", None), kernel_of("aarch64", "own")) == ("debian", "own")
+    with pytest.raises(LabError, match="a dom0 for x86_64 has no own kernel, only debian"):
+        kernel_of("x86_64", "own")

@@ -12,6 +12,7 @@ from xenvirt.lab.system import system
 from . import crates, kernels, libblkio, newer_qemu
 
 PACKAGES = (
+    "bc",
     "bison",
     "busybox-static",
     "dpdk-dev",
@@ -29,6 +30,7 @@ PACKAGES = (
     "qemu-system-common",
     "qemu-system-x86",
     "user-mode-linux",
+    "xz-utils",
 )
 
 
@@ -62,8 +64,9 @@ def main() -> None:
         libblkio.build()
         newer_qemu.build()
         crates.build_all()
-        for architecture in RECIPES:
-            system(architecture, on_stderr)
+        for architecture, recipes in RECIPES.items():
+            for kernel in recipes[0].kernels:
+                system(architecture, on_stderr, kernel=kernel)
     print(f"the peers are in {cache()}")
 
 

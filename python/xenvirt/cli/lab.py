@@ -61,6 +61,11 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arch", choices=list(RECIPES), help=f"default {DEFAULT_ARCHITECTURE}")
     parser.add_argument("--dom0", choices=["pv", "pvh"], help="how Xen runs dom0 on x86_64 (default pv)")
     parser.add_argument(
+        "--kernel",
+        choices=["debian", "own"],
+        help="dom0's (default debian); for aarch64 also own: built here, with irqfd and virtio over grants",
+    )
+    parser.add_argument(
         "--share", type=Path, metavar="DIR", help="what dom0 has as /host (default: the working directory)"
     )
     parser.add_argument(
@@ -76,6 +81,7 @@ def _boot(arguments: argparse.Namespace, name: str | None) -> Lab:
     return Lab.boot(
         arguments.arch or DEFAULT_ARCHITECTURE,
         arguments.dom0,
+        kernel=arguments.kernel,
         share=arguments.share,
         name=name,
         memory=arguments.memory,
@@ -90,6 +96,7 @@ def _attach(arguments: argparse.Namespace) -> Lab:
     for asked, is_there in (
         (arguments.arch, lab.architecture),
         (arguments.dom0, lab.dom0),
+        (arguments.kernel, lab.kernel),
         (share, lab.share),
     ):
         if asked is not None and asked != is_there:

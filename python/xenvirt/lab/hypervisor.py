@@ -14,23 +14,14 @@ from pathlib import Path
 
 from xenvirt.errors import LabError
 
+from .building import CROSS_COMPILER, PROGRAMS, build_of
 from .cache import kept, make
 from .packages import prepared
 from .progress import Say
 from .recipes import Recipe
 
 _CONFIG = ("CONFIG_EXPERT=y", "CONFIG_UNSUPPORTED=y", "CONFIG_IOREQ_SERVER=y")
-_COMPILER = "aarch64-linux-gnu-"
-_NEEDED = {
-    f"{_COMPILER}gcc": "gcc-aarch64-linux-gnu",
-    "gcc": "gcc libc6-dev",
-    "make": "make",
-    "flex": "flex",
-    "bison": "bison",
-    "patch": "patch",
-    "python3": "python3",
-}
-"""The programs that build it, and Debian's packages that have them."""
+_NEEDED = {**PROGRAMS, "patch": "patch", "python3": "python3"}
 _CHOICE = "recipe"
 
 
@@ -64,16 +55,9 @@ def built(source: Path, say: Say) -> Path:
     files = sorted(path.name for path in source.iterdir())
 
     def build(folder: Path) -> None:
-        missing = {package for program, package in _NEEDED.items() if shutil.which(program) is None}
-        if missing:
-            raise LabError(f"to build Xen for Arm: apt-get install {' '.join(sorted(missing))}")
         say("building Xen for Arm, which takes one to five minutes")
-        with (folder / "log").open("w+") as log:
-            try:
-                _build(source, folder, log.fileno())
-            except subprocess.CalledProcessError as error:
-                last = "".join((folder / "log").read_text().splitlines(keepends=True)[-15:])
-                raise LabError(f"Xen could not be built: {error}\n{last}") from error
+        with build_of("Xen for Arm", folder, _NEEDED) as log:
+            _build(source, folder, log)
 
     return make(kept("xen-arm64", files, _CONFIG), build) / "xen"
 
@@ -96,7 +80,7 @@ def _build(source: Path, folder: Path, log: int) -> None:
         if line and not line.startswith("#"):
             with (debian / "patches" / line.split()[0]).open() as patch:
                 run("patch", "-p1", "-s", "-d", "..", stdin=patch.fileno())
-    make_xen = ["nice", "make", "-s", "XEN_TARGET_ARCH=arm64", f"CROSS_COMPILE={_COMPILER}"]
+    make_xen = ["nice", "make", "-s", "XEN_TARGET_ARCH=arm64", f"CROSS_COMPILE={CROSS_COMPILER}"]
     run(*make_xen, "defconfig")
     with (tree / "xen" / ".config").open("a") as config:
         config.write("\n".join(_CONFIG) + "\n")

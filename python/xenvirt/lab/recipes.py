@@ -25,6 +25,8 @@ class Recipe:
     """The package with the hypervisor; None where it is built from the suite's source."""
     transport: str
     """The module that reaches the host's devices."""
+    kernels: tuple[str, ...] = ("debian",)
+    """Which kernels dom0 can have; the first is the default."""
 
 
 X86_64 = Recipe(
@@ -48,6 +50,7 @@ AARCH64_TRIXIE = Recipe(
     dom0s=("pvh",),
     hypervisor=None,
     transport="virtio_mmio",
+    kernels=("debian", "own"),
 )
 AARCH64_BOOKWORM = Recipe(
     name="aarch64-4.17",
@@ -58,6 +61,7 @@ AARCH64_BOOKWORM = Recipe(
     dom0s=("pvh",),
     hypervisor=None,
     transport="virtio_mmio",
+    kernels=("debian", "own"),
 )
 
 RECIPES = {"x86_64": (X86_64,), "aarch64": (AARCH64_TRIXIE, AARCH64_BOOKWORM)}
@@ -72,6 +76,14 @@ def dom0_of(architecture: str, dom0: str | None) -> str:
     if dom0 is not None and dom0 not in there:
         raise LabError(f"Xen on {architecture} has no {dom0} dom0, only {', '.join(there)}")
     return dom0 or there[0]
+
+
+def kernel_of(architecture: str, kernel: str | None) -> str:
+    """The kernel that was asked for, or the default; a LabError where there is no such one."""
+    there = RECIPES[architecture][0].kernels
+    if kernel is not None and kernel not in there:
+        raise LabError(f"a dom0 for {architecture} has no {kernel} kernel, only {', '.join(there)}")
+    return kernel or there[0]
 
 
 def recipe_named(name: str) -> Recipe:

@@ -25,7 +25,7 @@ from .agent import HOST
 from .boot import CONSOLE, LAB_FOLDER, OUTPUT, SOCKET, Machine, start
 from .channel import Channel
 from .progress import Say, silent
-from .recipes import dom0_of, recipe_named
+from .recipes import dom0_of, kernel_of, recipe_named
 from .system import system
 from .wheel import bundle, files_for
 
@@ -53,6 +53,7 @@ class Lab:
     Attributes:
         architecture: "x86_64" or "aarch64".
         dom0: "pv" or "pvh".
+        kernel: "debian" or "own", dom0's.
         share: the folder of the host that dom0 has as /host.
         folder: where its console (console.log) and what QEMU says (qemu.log) are.
     """
@@ -63,6 +64,7 @@ class Lab:
         state = json.loads((folder / "lab.json").read_text())
         self.architecture: str = state["architecture"]
         self.dom0: str = state["dom0"]
+        self.kernel: str = state["kernel"]
         self.share = Path(state["share"])
         self._recipe = recipe_named(state["recipe"])
         self._pid: int = state["pid"]
@@ -76,6 +78,7 @@ class Lab:
         architecture: str = "x86_64",
         dom0: str | None = None,
         *,
+        kernel: str | None = None,
         share: Path | None = None,
         name: str | None = None,
         memory: int = 2048,
@@ -85,12 +88,14 @@ class Lab:
     ) -> Lab:
         """Boots a lab and waits until its dom0 is up; what it boots from is built first if need be.
 
-        `dom0` is "pv" or "pvh"; on aarch64 there is but one kind, called "pvh". With a `name` the lab stays
+        `dom0` is "pv" or "pvh"; on aarch64 there is but one kind, called "pvh". Its `kernel` is
+        "debian", or on aarch64 "own", a small one that is built here and has what Debian's lacks: virtio over
+        grants, irqfd and ioeventfd. With a `name` the lab stays
         up until :func:`down`; without, until it is closed or this process ends. `share` (the working
         directory, if not given) is /host in dom0; the memories are in MiB.
         """
-        dom0 = dom0_of(architecture, dom0)
-        booted = system(architecture, say)
+        dom0, kernel = dom0_of(architecture, dom0), kernel_of(architecture, kernel)
+        booted = system(architecture, say, kernel=kernel)
         share = (share or Path.cwd()).resolve()
         machine = Machine(booted, dom0, share, memory, dom0_memory, once=name is None)
         folder = _new_folder(name)
@@ -103,6 +108,7 @@ class Lab:
                 "architecture": architecture,
                 "recipe": booted.recipe.name,
                 "dom0": dom0,
+                "kernel": kernel,
                 "share": str(share),
                 "pid": pid,
             }

@@ -17,14 +17,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import agent, archive, kernel
+from . import agent, archive, kernel, linux
 from .archive import Archive
 from .cache import kept, make
 from .hypervisor import built, newest_source
 from .kernel import Kernel, module_content, plain_image
 from .packages import Suite, debs, members
 from .progress import Say
-from .recipes import RECIPES, Recipe
+from .recipes import RECIPES, Recipe, kernel_of
 
 
 @dataclass(frozen=True)
@@ -112,11 +112,12 @@ _FOLDERS = (
 )
 
 
-def system(architecture: str, say: Say, *, refresh: bool = False) -> System:
+def system(architecture: str, say: Say, *, kernel: str | None = None, refresh: bool = False) -> System:
     """All that the dom0 of an architecture boots from, downloaded and built if it is not there.
 
-    With `refresh` Debian is asked for newer versions.
+    Its `kernel` is "debian" or "own" (see linux.py). With `refresh` Debian is asked for newer versions.
     """
+    own = linux.image(say, refresh=refresh) if kernel_of(architecture, kernel) == "own" else None
     recipe, hypervisor = RECIPES[architecture][0], None
     if recipe.hypervisor is None:
         recipe, source = newest_source(RECIPES[architecture], say, refresh=refresh)
@@ -130,15 +131,21 @@ def system(architecture: str, say: Say, *, refresh: bool = False) -> System:
 
     def build(folder: Path) -> None:
         say(f"building dom0's file system of {recipe.suite}")
-        _build(recipe, found, folder)
+        _build(recipe, found, own, folder)
 
-    sources = [Path(module.__file__ or "").read_bytes() for module in (agent, archive, kernel)]
-    inputs = (recipe, [deb.name for deb in found], sources, Path(__file__).read_bytes(), sys.version_info[:2])
+    debian = [deb.name for deb in found]
+    inputs = (recipe, debian, own and own.parent.name, _sources(), sys.version_info[:2])
     target = make(kept(f"dom0-{recipe.suite.name}-{recipe.suite.architecture}", *inputs), build)
     return System(recipe, hypervisor or target / "xen", target / "vmlinux", target / "dom0.cpio")
 
 
-def _build(recipe: Recipe, found: Iterable[Path], folder: Path) -> None:
+def _sources() -> list[bytes]:
+    """All that decides how it is built."""
+    files = (agent.__file__, archive.__file__, kernel.__file__, __file__)
+    return [Path(file or "").read_bytes() for file in files]
+
+
+def _build(recipe: Recipe, found: Iterable[Path], own: Path | None, folder: Path) -> None:
     root = Archive()
     for path in _FOLDERS:
         root.folder(path)
@@ -152,17 +159,18 @@ def _build(recipe: Recipe, found: Iterable[Path], folder: Path) -> None:
     unpacked = folder / "kernel"
     for deb in found:
         if deb.name.startswith("linux-image-"):
-            kernel.unpack(deb, unpacked)
+            if own is None:
+                kernel.unpack(deb, unpacked)
         elif recipe.hypervisor and deb.name.startswith(recipe.hypervisor):
             _unpack_hypervisor(deb, folder / "xen")
         elif not _NOT_UNPACKED.match(deb.name):
             _add_package(root, deb, compile_for=compile_for)
-    linux = Kernel.unpacked(unpacked)
-    assert linux is not None
-    modules = linux.modules_for([recipe.transport, *_MODULES])
+    if own is None:
+        image, modules = _debian_kernel(unpacked, [recipe.transport, *_MODULES])
+    else:
+        image, modules = own.read_bytes(), []
     for module in modules:
         root.file(f"/modules/{_module_name(module)}", module_content(module))
-    image = linux.image.read_bytes()
     root.file("/boot/vmlinuz", image)
     (folder / "vmlinux").write_bytes(plain_image(image))
     init = _INIT.format(xen=recipe.xen, modules=" ".join(map(_module_name, modules)))
@@ -173,7 +181,14 @@ def _build(recipe: Recipe, found: Iterable[Path], folder: Path) -> None:
     pytest = '#!/bin/sh\nexec python3 -m pytest "$@"\n'
     root.file("/usr/bin/pytest", pytest.encode(), executable=True)
     (folder / "dom0.cpio").write_bytes(root.finish())
-    shutil.rmtree(unpacked)
+    shutil.rmtree(unpacked, ignore_errors=True)
+
+
+def _debian_kernel(unpacked: Path, wanted: Iterable[str]) -> tuple[bytes, list[Path]]:
+    """The image of an unpacked kernel, and its modules in an order in which they load."""
+    found = Kernel.unpacked(unpacked)
+    assert found is not None
+    return found.image.read_bytes(), found.modules_for(wanted)
 
 
 def _module_name(path: Path) -> str:

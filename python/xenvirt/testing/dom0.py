@@ -31,8 +31,12 @@ from xenvirt.lab.agent import LAB
 from xenvirt.lab.boot import LAB_FOLDER
 from xenvirt.lab.progress import on_stderr
 
-MACHINES = {"pv": ("x86_64", "pv"), "pvh": ("x86_64", "pvh"), "aarch64": ("aarch64", None)}
-"""The kinds of dom0: architecture, and how Xen runs it."""
+MACHINES = {
+    "pv": ("x86_64", "pv", "debian"),
+    "pvh": ("x86_64", "pvh", "debian"),
+    "aarch64": ("aarch64", "pvh", "own"),
+}
+"""The kinds of dom0: architecture, how Xen runs it, and its kernel."""
 REPORTS_VARIABLE = "XENVIRT_DOM0_REPORTS"
 
 _SHOWN_LINES = 60
@@ -124,13 +128,14 @@ class Remote:
             yield pytest.TestReport(item.nodeid, item.location, {}, "failed", why, "call")
 
     def _run(self, kind: str, nodeids: list[str]) -> None:
-        architecture, how = MACHINES[kind]
+        architecture, how, kernel = MACHINES[kind]
+        share = self._config.rootpath
         output = io.BytesIO()
         name = f"reports-{uuid.uuid4().hex}"
         capture = self._config.pluginmanager.getplugin("capturemanager")
         shown = capture.global_and_fixture_disabled() if capture else contextlib.nullcontext()
         try:
-            with shown, Lab.boot(architecture, how, share=self._config.rootpath, say=on_stderr) as lab:
+            with shown, Lab.boot(architecture, how, kernel=kernel, share=share, say=on_stderr) as lab:
                 command = ["python3", "-m", "pytest", "--rootdir=/host", "-p", "no:cacheprovider"]
                 environment = {REPORTS_VARIABLE: str(LAB / name)}
                 if "CI" in os.environ:
