@@ -81,7 +81,7 @@ impl From<Error> for PyErr {
             Error::Driver(index, error) => driver(index, &error),
             Error::Protocol(error) => protocol(&error),
             Error::Frontend(error) => frontend(&error),
-            Error::Foreign(error) => foreign(&error),
+            Error::Foreign(error) => foreign(error.to_string(), &error),
             Error::Start(error) => start(&error),
             Error::Errno(errno) => os_error(errno, &errno.to_string()),
             Error::Python(error) => error,
@@ -103,6 +103,7 @@ fn memory(error: &MemoryError) -> PyErr {
         MemoryError::BadTable(_) => python::MemoryTableError::new_err(text),
         MemoryError::ReadOnly { .. } => python::ReadOnlyMemoryError::new_err(text),
         MemoryError::Fault { .. } | MemoryError::Gone => python::GuestMemoryFault::new_err(text),
+        MemoryError::Unreachable { source: MapError::Foreign(error), .. } => foreign(text, error),
         MemoryError::Unreachable { source, .. } => python::MapError::new_err((text, errno(source))),
         MemoryError::Forked { .. } => python::ForkError::new_err(text),
         MemoryError::Closed => PyValueError::new_err(text),
@@ -110,7 +111,10 @@ fn memory(error: &MemoryError) -> PyErr {
 }
 
 fn map(error: &MapError) -> PyErr {
-    python::MapError::new_err((error.to_string(), errno(error)))
+    match error {
+        MapError::Foreign(error) => foreign(error.to_string(), error),
+        _ => python::MapError::new_err((error.to_string(), errno(error))),
+    }
 }
 
 /// 0 where the kernel was not asked.
@@ -208,16 +212,13 @@ pub fn closed_link() -> PyErr {
     python::QueueStoppedError::new_err("the link is closed")
 }
 
-fn foreign(error: &ForeignMapError) -> PyErr {
-    let text = error.to_string();
-    let (errno, failures) = match error {
+fn foreign(text: String, error: &ForeignMapError) -> PyErr {
+    let failures = match error {
         ForeignMapError::Count(_) => return PyValueError::new_err(text),
-        ForeignMapError::Refused { errno, .. } => (errno.raw_os_error(), &[][..]),
-        ForeignMapError::Frames { failures, .. } => {
-            (failures.first().map_or(0, |first| first.errno.raw_os_error()), failures.as_slice())
-        }
-        _ => (0, &[][..]),
+        ForeignMapError::Frames { failures, .. } => failures.as_slice(),
+        _ => &[],
     };
+    let errno = error.errno().map_or(0, Errno::raw_os_error);
     Python::attach(|py| match failures_of(py, failures) {
         Ok(failures) => python::ForeignMapError::new_err((text, errno, failures.unbind())),
         Err(error) => error,

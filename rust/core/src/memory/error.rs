@@ -2,6 +2,8 @@
 
 use rustix::io::Errno;
 
+use crate::xen::ForeignMapError;
+
 /// Why an access to guest memory failed, or a table was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MemoryError {
@@ -79,7 +81,7 @@ pub enum MemoryError {
 }
 
 /// Why a range could not be mapped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MapError {
     /// The length is 0, or does not fit the address space.
     #[error("cannot map {0} bytes: the length must be between 1 and 2^63 - 1, its end too")]
@@ -114,14 +116,18 @@ pub enum MapError {
         /// What the kernel said; ENOSPC where no huge pages are left.
         errno: Errno,
     },
+    /// Frames of another domain.
+    #[error(transparent)]
+    Foreign(#[from] ForeignMapError),
 }
 
 impl MapError {
     /// The kernel's error, where the kernel was asked.
     pub fn errno(&self) -> Option<Errno> {
-        match *self {
+        match self {
             Self::Length(_) | Self::BeyondEnd { .. } => None,
-            Self::Refused { errno, .. } | Self::NotMade { errno, .. } => Some(errno),
+            Self::Refused { errno, .. } | Self::NotMade { errno, .. } => Some(*errno),
+            Self::Foreign(error) => error.errno(),
         }
     }
 }

@@ -4,9 +4,13 @@
 //! Whoever keeps a pointer into the range keeps the [`Mapping`] too.
 #![allow(unsafe_code)]
 
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
 
-use rustix::mm::munmap;
+use rustix::{
+    io::Errno,
+    mm::{MapFlags, ProtFlags, mmap_anonymous, munmap},
+    param::page_size,
+};
 
 use super::{fault, fork::Owner, ranges};
 
@@ -34,6 +38,27 @@ impl Mapping {
         fault::install();
         let range = ranges::add(base.as_ptr() as usize, len, page, writable);
         Self { base, len, range, owner }
+    }
+
+    /// An address range in which nothing is mapped yet, nor can be by others.
+    pub(crate) fn reserve(len: usize, writable: bool) -> Result<Self, Errno> {
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: the kernel chooses the address, so that no mapping of ours is replaced.
+        let base = unsafe { mmap_anonymous(ptr::null_mut(), len, ProtFlags::empty(), flags) }?;
+        let base = NonNull::new(base.cast()).ok_or(Errno::FAULT)?;
+        // SAFETY: this is what mmap gave.
+        Ok(unsafe { Self::new(base, len, page_size(), writable) })
+    }
+
+    /// Takes out what is mapped in a part of a reserved range, and keeps the addresses.
+    ///
+    /// # Safety
+    /// The part lies inside, begins at a page, and nobody holds a pointer into it.
+    pub(crate) unsafe fn vacate(&self, offset: usize, len: usize) -> Result<(), Errno> {
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+        // SAFETY: a part of our range, which the caller gives up.
+        unsafe { mmap_anonymous(self.base.add(offset).as_ptr().cast(), len, ProtFlags::empty(), flags) }
+            .map(drop)
     }
 
     /// The first byte.

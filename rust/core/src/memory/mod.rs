@@ -12,7 +12,7 @@
 //!
 //! From the bottom up: [`MappedMemory`] is one mapped range; [`Backing`] is what the table sees of it, and
 //! the seam for other kinds of memory; [`Region`]s with a backing make a [`GuestMemory`], an immutable table;
-//! [`SharedMemoryTable`] holds the table of the moment.
+//! [`SharedMemoryTable`] holds the table of the moment. [`ForeignWindows`] is a guest's memory on Xen, mapped when it is touched.
 
 mod backing;
 mod copy;
@@ -28,6 +28,7 @@ mod ranges;
 mod rust_vmm;
 mod table;
 mod translate;
+mod window;
 
 pub use backing::{Access, Backing, Hold, Lease, Leased, MemoryKind};
 pub use copy::{Source, Target, copy_from_guest, copy_to_guest};
@@ -39,3 +40,4 @@ pub use mapped::{HugePage, MappedMemory};
 pub(crate) use mapping::Mapping;
 pub use table::{CountedLease, SharedMemoryTable};
 pub use translate::Translator;
+pub use window::{AttachRequest, ForeignWindows, WINDOW};

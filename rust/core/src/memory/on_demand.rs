@@ -134,7 +134,7 @@ mod tests {
         let failed =
             memory.reach(address, len, Access::Write, &mut kept, |_, _| panic!("before all is mapped"));
         let source = MapError::Length(8);
-        assert_eq!(failed, Err(MemoryError::Unreachable { address, len, source }));
+        assert_eq!(failed, Err(MemoryError::Unreachable { address, len, source: source.clone() }));
         assert_eq!(memory.write(address, &[1; 8]), Err(MemoryError::Unreachable { address, len: 8, source }));
         kept.clear();
         assert_eq!(leases.load(Ordering::Relaxed), 0);

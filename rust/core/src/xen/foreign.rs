@@ -86,6 +86,17 @@ pub enum ForeignMapError {
     },
 }
 
+impl ForeignMapError {
+    /// The kernel's error, of the first frame that failed or of the call; None where the kernel was not asked.
+    pub fn errno(&self) -> Option<Errno> {
+        match self {
+            Self::Count(_) => None,
+            Self::Frames { failures, .. } => failures.first().map(|first| first.errno),
+            Self::Refused { errno, .. } => Some(*errno),
+        }
+    }
+}
+
 /// What is to be mapped.
 #[derive(Clone, Copy, Debug)]
 pub struct MapRequest<'a> {
@@ -121,16 +132,8 @@ impl ForeignMapping {
             return Err(ForeignMapError::Count(count));
         }
         let mapping = reserve(calls, domain, count, writable)?;
-        let mut errors = vec![0i32; count];
-        match calls.map_frames(domain, mapping.base(), frames, &mut errors) {
-            Ok(()) => {}
-            Err(Errno::NOENT) => await_paged_out(calls, request, &mapping, &mut errors)?,
-            Err(errno) => return Err(refused(domain, count, errno)),
-        }
-        let failures = errors.iter().zip(frames).enumerate().filter(|(_, (error, _))| **error != 0);
-        let failures =
-            failures.map(|(index, (&error, &frame))| FrameFailure { index, frame, errno: errno_of(error) });
-        let failures = failures.collect();
+        // SAFETY: the range was made for this many frames, and is empty.
+        let failures = unsafe { fill(calls, request, mapping.base()) }?;
         Ok(Self { mapping, domain, writable, frames: count, failures })
     }
 
@@ -168,6 +171,11 @@ impl ForeignMapping {
         let mapped = calls.map_resource(domain, mapping.base(), resource, id, first, frames.into());
         mapped.map_err(|errno| refused(domain, count, errno))?;
         Ok(Self { mapping, domain, writable, frames: count, failures: Vec::new() })
+    }
+
+    /// The first byte of the first frame.
+    pub(crate) fn base(&self) -> NonNull<u8> {
+        self.mapping.base()
     }
 
     /// The frames that are not mapped, by index.
@@ -210,6 +218,12 @@ impl ForeignMapping {
     }
 }
 
+impl Hold for ForeignMapping {
+    fn poisoned(&self) -> bool {
+        self.mapping.poisoned()
+    }
+}
+
 /// Mapped frames without a hole between them.
 #[derive(Debug)]
 struct ForeignRun {
@@ -222,13 +236,13 @@ struct ForeignRun {
 impl ForeignRun {
     fn base(&self) -> NonNull<u8> {
         // SAFETY: a run lies inside its mapping.
-        unsafe { self.mapping.mapping.base().add(self.start as usize) }
+        unsafe { self.mapping.base().add(self.start as usize) }
     }
 }
 
 impl Hold for ForeignRun {
     fn poisoned(&self) -> bool {
-        self.mapping.mapping.poisoned()
+        self.mapping.poisoned()
     }
 }
 
@@ -268,11 +282,37 @@ fn reserve(
     Ok(unsafe { Mapping::new(base, frames * FRAME, rustix::param::page_size(), writable) })
 }
 
-/// Frames that are paged out come back when they are asked for: only those are tried again, until the time is over.
-fn await_paged_out(
+/// Puts the frames of a request into a range of the device that holds nothing yet, as many as can be; gives the others.
+///
+/// # Safety
+/// The range from `at` on was made for exactly the frames of the request, and stays during the call.
+pub(crate) unsafe fn fill(
     calls: &dyn ForeignCalls,
     request: &MapRequest<'_>,
-    mapping: &Mapping,
+    at: NonNull<u8>,
+) -> Result<Vec<FrameFailure>, ForeignMapError> {
+    let MapRequest { domain, frames, .. } = *request;
+    let mut errors = vec![0i32; frames.len()];
+    match calls.map_frames(domain, at, frames, &mut errors) {
+        Ok(()) => {}
+        // SAFETY: as the caller says.
+        Err(Errno::NOENT) => unsafe { await_paged_out(calls, request, at, &mut errors) }?,
+        Err(errno) => return Err(refused(domain, frames.len(), errno)),
+    }
+    let failures = errors.iter().zip(frames).enumerate().filter(|(_, (error, _))| **error != 0);
+    let failures =
+        failures.map(|(index, (&error, &frame))| FrameFailure { index, frame, errno: errno_of(error) });
+    Ok(failures.collect())
+}
+
+/// Frames that are paged out come back when they are asked for: only those are tried again, until the time is over.
+///
+/// # Safety
+/// As [`fill`].
+unsafe fn await_paged_out(
+    calls: &dyn ForeignCalls,
+    request: &MapRequest<'_>,
+    base: NonNull<u8>,
     errors: &mut [i32],
 ) -> Result<(), ForeignMapError> {
     let deadline = Instant::now() + request.patience;
@@ -285,7 +325,7 @@ fn await_paged_out(
             let run = errors.iter().skip(start).take_while(|&&error| error == paged_out).count();
             let end = start + run;
             // SAFETY: start is below the number of frames.
-            let at = unsafe { mapping.base().add(start * FRAME) };
+            let at = unsafe { base.add(start * FRAME) };
             match calls.map_frames(request.domain, at, &request.frames[start..end], &mut errors[start..end]) {
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(errno) => return Err(refused(request.domain, request.frames.len(), errno)),
@@ -305,7 +345,7 @@ fn errno_of(error: i32) -> Errno {
     )
 }
 
-fn refused(domain: u16, count: usize, errno: Errno) -> ForeignMapError {
+pub(crate) fn refused(domain: u16, count: usize, errno: Errno) -> ForeignMapError {
     let hint = match errno {
         Errno::PERM => " (the device is restricted to another domain, or this one has not the right)",
         Errno::NOMEM => " (dom0 has no pages left to stand for them)",
@@ -317,110 +357,16 @@ fn refused(domain: u16, count: usize, errno: Errno) -> ForeignMapError {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        collections::BTreeMap,
-        os::fd::{AsFd, OwnedFd},
-        ptr,
-        sync::Mutex,
+    use super::{
+        super::fake_domain::{DOMAIN, FakeDomain},
+        *,
     };
 
-    use rustix::{
-        fs::{MemfdFlags, ftruncate, memfd_create},
-        mm::{MapFlags, ProtFlags, mmap, mmap_anonymous},
-    };
-
-    use super::*;
-
-    const DOMAIN: u16 = 7;
-    const FRAMES: u64 = 16;
-
-    /// One domain with 16 frames in a memfd. Frame 5 is missing, others may be paged out for a number of tries.
-    #[derive(Debug)]
-    struct FakeDomain {
-        memory: OwnedFd,
-        paged_out: Mutex<BTreeMap<u64, u32>>,
-        calls: Mutex<Vec<usize>>,
-    }
-
-    impl FakeDomain {
-        fn new(paged_out: &[(u64, u32)]) -> Self {
-            let memory = memfd_create("domain", MemfdFlags::CLOEXEC).unwrap();
-            ftruncate(&memory, FRAMES * FRAME as u64).unwrap();
-            for frame in 0..FRAMES {
-                rustix::io::pwrite(&memory, &[frame as u8; FRAME], frame * FRAME as u64).unwrap();
-            }
-            let paged_out = Mutex::new(paged_out.iter().copied().collect());
-            Self { memory, paged_out, calls: Mutex::default() }
-        }
-
-        fn error_of(&self, domain: u16, frame: u64) -> Option<Errno> {
-            if domain != DOMAIN {
-                return Some(Errno::SRCH);
-            }
-            if frame >= FRAMES || frame == 5 {
-                return Some(Errno::INVAL);
-            }
-            let mut paged_out = self.paged_out.lock().unwrap();
-            let tries = paged_out.get_mut(&frame).filter(|tries| **tries > 0)?;
-            *tries -= 1;
-            Some(Errno::NOENT)
-        }
-    }
-
-    impl ForeignCalls for FakeDomain {
-        fn reserve(&self, frames: usize, _writable: bool) -> Result<NonNull<u8>, Errno> {
-            // SAFETY: a fresh range.
-            let base = unsafe {
-                mmap_anonymous(ptr::null_mut(), frames * FRAME, ProtFlags::empty(), MapFlags::PRIVATE)
-            }?;
-            Ok(NonNull::new(base.cast()).unwrap())
-        }
-
-        fn map_frames(
-            &self,
-            domain: u16,
-            at: NonNull<u8>,
-            frames: &[u64],
-            errors: &mut [i32],
-        ) -> Result<(), Errno> {
-            self.calls.lock().unwrap().push(frames.len());
-            for (index, (&frame, error)) in frames.iter().zip(errors.iter_mut()).enumerate() {
-                *error = match self.error_of(domain, frame) {
-                    Some(errno) => -errno.raw_os_error(),
-                    None => {
-                        let (flags, protection) =
-                            (MapFlags::SHARED | MapFlags::FIXED, ProtFlags::READ | ProtFlags::WRITE);
-                        // SAFETY: inside the range that was reserved.
-                        unsafe {
-                            let at = at.add(index * FRAME).as_ptr().cast();
-                            mmap(at, FRAME, protection, flags, self.memory.as_fd(), frame * FRAME as u64)?;
-                        }
-                        0
-                    }
-                };
-            }
-            if errors.contains(&-Errno::NOENT.raw_os_error()) { Err(Errno::NOENT) } else { Ok(()) }
-        }
-
-        fn map_resource(
-            &self,
-            _domain: u16,
-            _at: NonNull<u8>,
-            _resource: Resource,
-            _id: u32,
-            _first: u32,
-            _frames: u64,
-        ) -> Result<(), Errno> {
-            Err(Errno::OPNOTSUPP)
-        }
-
-        fn resource_size(&self, _domain: u16, _resource: Resource, _id: u32) -> Result<u64, Errno> {
-            Err(Errno::OPNOTSUPP)
-        }
-
-        fn restrict(&self, _domain: u16) -> Result<(), Errno> {
-            Ok(())
-        }
+    /// Frame 5 is missing.
+    fn holed() -> FakeDomain {
+        let domain = FakeDomain::new(16);
+        domain.take_away(5);
+        domain
     }
 
     fn request(frames: &[u64]) -> MapRequest<'_> {
@@ -433,7 +379,7 @@ mod tests {
 
     #[test]
     fn frames_are_mapped_in_the_order_of_the_request() {
-        let domain = FakeDomain::new(&[]);
+        let domain = holed();
         let memory = ForeignMapping::whole(&domain, &request(&[9, 3, 4])).unwrap().into_memory().unwrap();
         assert_eq!(memory.regions().len(), 1);
         let mut bytes = vec![0; 3 * FRAME];
@@ -442,14 +388,12 @@ mod tests {
             bytes.chunks(FRAME).zip([9, 3, 4]).all(|(page, frame)| page.iter().all(|&byte| byte == frame))
         );
         memory.write(FRAME as u64 + 1, b"written").unwrap();
-        let mut there = [0; 7];
-        rustix::io::pread(&domain.memory, &mut there, 3 * FRAME as u64 + 1).unwrap();
-        assert_eq!(&there, b"written");
+        assert_eq!(domain.bytes(3, 1, 7), b"written");
     }
 
     #[test]
     fn a_bad_frame_unmaps_all_and_every_failure_is_named() {
-        let error = ForeignMapping::whole(&FakeDomain::new(&[]), &request(&[4, 5, 6, 99])).unwrap_err();
+        let error = ForeignMapping::whole(&holed(), &request(&[4, 5, 6, 99])).unwrap_err();
         let failures = vec![failure(1, 5, Errno::INVAL), failure(3, 99, Errno::INVAL)];
         assert_eq!(error, ForeignMapError::Frames { domain: DOMAIN, count: 4, failures });
         assert_eq!(
@@ -460,7 +404,7 @@ mod tests {
 
     #[test]
     fn a_hole_of_a_partial_mapping_can_not_be_touched() {
-        let mapped = ForeignMapping::partial(&FakeDomain::new(&[]), &request(&[4, 5, 99, 6])).unwrap();
+        let mapped = ForeignMapping::partial(&holed(), &request(&[4, 5, 99, 6])).unwrap();
         assert_eq!(mapped.mapped_frames(), 2);
         let frame = FRAME as u64;
         assert_eq!(mapped.holes(), vec![frame..3 * frame]);
@@ -477,15 +421,17 @@ mod tests {
 
     #[test]
     fn frames_that_are_paged_out_alone_are_tried_again() {
-        let domain = FakeDomain::new(&[(2, 1), (3, 1), (7, 3)]);
+        let domain = FakeDomain::new(16);
+        domain.page_out(&[(2, 1), (3, 1), (7, 3)]);
         let mapped = ForeignMapping::whole(&domain, &request(&[1, 2, 3, 4, 7])).unwrap();
         assert!(mapped.failures().is_empty());
-        assert_eq!(*domain.calls.lock().unwrap(), [5, 2, 1, 1, 1]);
+        assert_eq!(domain.batches(), [5, 2, 1, 1, 1]);
     }
 
     #[test]
     fn a_frame_that_stays_paged_out_is_a_failure_after_a_while() {
-        let domain = FakeDomain::new(&[(2, u32::MAX)]);
+        let domain = FakeDomain::new(16);
+        domain.page_out(&[(2, u32::MAX)]);
         let request = MapRequest { patience: Duration::from_millis(5), ..request(&[1, 2]) };
         let mapped = ForeignMapping::partial(&domain, &request).unwrap();
         assert_eq!(mapped.failures(), [failure(1, 2, Errno::NOENT)]);
@@ -493,7 +439,7 @@ mod tests {
 
     #[test]
     fn an_unknown_domain_fails_every_frame() {
-        let domain = FakeDomain::new(&[]);
+        let domain = holed();
         let error =
             ForeignMapping::whole(&domain, &MapRequest { domain: 8, ..request(&[1, 2]) }).unwrap_err();
         assert!(error.to_string().contains("there is no such domain"), "{error}");
@@ -501,7 +447,7 @@ mod tests {
 
     #[test]
     fn no_frames_are_refused() {
-        let error = ForeignMapping::partial(&FakeDomain::new(&[]), &request(&[])).unwrap_err();
+        let error = ForeignMapping::partial(&holed(), &request(&[])).unwrap_err();
         assert_eq!(error, ForeignMapError::Count(0));
     }
 }

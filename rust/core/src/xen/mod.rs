@@ -4,8 +4,11 @@
 //! comes of it: every failed frame is known, none is silent.
 
 pub mod abi;
+#[cfg(test)]
+pub(crate) mod fake_domain;
 mod foreign;
 mod privcmd;
 
 pub use foreign::{ForeignMapError, ForeignMapping, FrameFailure, MapRequest};
+pub(crate) use foreign::{fill, refused};
 pub use privcmd::{ForeignCalls, Privcmd, Resource};

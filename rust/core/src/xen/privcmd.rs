@@ -53,6 +53,13 @@ pub trait ForeignCalls: fmt::Debug + Send + Sync {
     /// An address range for `frames` frames that holds nothing yet.
     fn reserve(&self, frames: usize, writable: bool) -> Result<NonNull<u8>, Errno>;
 
+    /// Makes such a range in the place of what is mapped at an address, whose pages are the caller's to give up. On an
+    /// error what was there is still there.
+    ///
+    /// # Safety
+    /// `at` is aligned to a page, the range belongs to the caller, and nobody holds a pointer into it.
+    unsafe fn reserve_at(&self, at: NonNull<u8>, frames: usize, writable: bool) -> Result<(), Errno>;
+
     /// Puts frames of a domain into a range, from `at` on. `errors` gets 0 or a negative errno for each; the call as a
     /// whole succeeds also where single frames failed, but for ENOENT, which says that one is paged out.
     fn map_frames(
@@ -110,6 +117,10 @@ impl Privcmd {
     }
 }
 
+fn protection(writable: bool) -> ProtFlags {
+    if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ }
+}
+
 impl AsFd for Privcmd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.device.as_fd()
@@ -119,10 +130,17 @@ impl AsFd for Privcmd {
 impl ForeignCalls for Privcmd {
     fn reserve(&self, frames: usize, writable: bool) -> Result<NonNull<u8>, Errno> {
         let len = frames.checked_mul(FRAME).ok_or(Errno::NOMEM)?;
-        let protection = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
         // SAFETY: the kernel chooses the address, so that no mapping of ours is replaced.
-        let base = unsafe { mmap(ptr::null_mut(), len, protection, MapFlags::SHARED, &self.device, 0) }?;
+        let base =
+            unsafe { mmap(ptr::null_mut(), len, protection(writable), MapFlags::SHARED, &self.device, 0) }?;
         NonNull::new(base.cast()).ok_or(Errno::FAULT)
+    }
+
+    unsafe fn reserve_at(&self, at: NonNull<u8>, frames: usize, writable: bool) -> Result<(), Errno> {
+        let len = frames.checked_mul(FRAME).ok_or(Errno::NOMEM)?;
+        let (at, flags) = (at.as_ptr().cast(), MapFlags::SHARED | MapFlags::FIXED);
+        // SAFETY: the caller gives the range up. The kernel refuses before it takes away what stands there.
+        unsafe { mmap(at, len, protection(writable), flags, &self.device, 0) }.map(drop)
     }
 
     fn map_frames(
