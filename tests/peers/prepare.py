@@ -15,6 +15,7 @@ PACKAGES = (
     "bc",
     "bison",
     "busybox-static",
+    "cpio",
     "dpdk-dev",
     "e2fsprogs",
     "flex",
