@@ -54,6 +54,11 @@ def test_the_page_on_drivers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert any("SET_VRING_NUM" in line for line in log)
 
 
+def test_the_page_on_the_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = run("docs/proxy.md", monkeypatch)
+    assert names["proxy"](str(tmp_path / "daemon"), str(tmp_path / "socket")) == []
+
+
 def test_the_page_on_xen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert callable(run("docs/xen.md", monkeypatch)["show"])
 

@@ -9,12 +9,13 @@ rest by subject:
 - ``xenvirt.memory``: guest memory, for those who make their own.
 """
 
-from xenvirt._native import Batch, Chain, GuestMemory, Mask, VirtQueue
+from xenvirt._native import Batch, Chain, GuestMemory, Mask, RelayMessage, VirtQueue
 from xenvirt.connect import AsyncLink, connect, connect_async
 from xenvirt.daemon import Daemon
 from xenvirt.device import AsyncDevice, Device, Session, Watch
 from xenvirt.errors import XenvirtError
 from xenvirt.link import Link
+from xenvirt.remote import RelayCounters, Relayed, RemoteDevice
 from xenvirt.server import Counters, Served, Server, serve, serve_all, serve_async
 from xenvirt.vhost_user.frontend import Frontend
 from xenvirt.vhost_user.socket import VhostUserSocket
@@ -35,6 +36,10 @@ __all__ = [
     "GuestMemory",
     "Link",
     "Mask",
+    "RelayCounters",
+    "RelayMessage",
+    "Relayed",
+    "RemoteDevice",
     "Served",
     "Server",
     "Session",

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Self, final
+from typing import Literal, Self, final
 
 from typing_extensions import Buffer, disjoint_base
 
@@ -206,6 +206,13 @@ class Event:
         def number(self) -> int: ...
 
     @final
+    class Connected(Event):
+        """A relay's frontend came, and the daemon took it."""
+
+        __match_args__ = ()
+        def __new__(cls) -> Self: ...
+
+    @final
     class Disconnected(Event):
         """The connection ended; the reason is None unless it was the frontend's fault."""
 
@@ -316,6 +323,75 @@ class QueueWorker:
         """Which queue it is."""
     def wait(self) -> VirtQueue | None:
         """The queue, once it is kicked; None when the endpoint is stopped. The GIL is released."""
+
+# ---- both sides at once
+
+@final
+class RelayMessage:
+    """A vhost-user message that a relay passed on."""
+
+    @property
+    def time(self) -> float:
+        """Seconds since the relay was made."""
+    @property
+    def sender(self) -> Literal["frontend", "daemon"]:
+        """Who said it."""
+    @property
+    def channel(self) -> Literal["main", "reverse"]:
+        """On which channel: requests of the daemon, and answers to them, go over the reverse one."""
+    @property
+    def name(self) -> str:
+        """The name of the request, or of that which is answered: ``GET_FEATURES``."""
+    @property
+    def number(self) -> int:
+        """The request's number on the wire."""
+    @property
+    def reply(self) -> bool:
+        """True for an answer."""
+    @property
+    def need_reply(self) -> bool:
+        """True if an acknowledgement is asked for."""
+    @property
+    def payload(self) -> bytes:
+        """The payload, as it was passed on."""
+    @property
+    def files(self) -> int:
+        """How many file descriptors went with it."""
+    @property
+    def text(self) -> str:
+        """All of it in words."""
+
+@final
+class Relay:
+    """Stands between one frontend at a time and a daemon."""
+
+    def __new__(
+        cls,
+        daemon: str | os.PathLike[str],
+        *,
+        timeout: float = 5.0,
+        trace: bool = False,
+        count: bool = False,
+    ) -> Self: ...
+    def listen(self, fd: int) -> None:
+        """Frontends come to this listening socket from now on; the descriptor is duplicated."""
+    def adopt(self, fd: int) -> None:
+        """Takes a connected socket, and connects to the daemon for it; the descriptor is duplicated."""
+    def wait(self, timeout: float | None = None) -> Event | RelayMessage:
+        """Passes on what comes, until there is something to be told. The GIL is released."""
+    @property
+    def counters(self) -> list[tuple[int, int, int, int]]:
+        """For each queue its kicks, chains, calls and errors."""
+    @property
+    def negotiated_features(self) -> int:
+        """The virtio features that the present frontend chose; 0 without one."""
+    @property
+    def negotiated_protocol_features(self) -> int:
+        """The protocol features that the present frontend chose; 0 without one."""
+    def stop(self) -> None:
+        """Ends every wait, now and for ever."""
+    def close(self) -> None:
+        """Ends both connections. Nothing can be waited for any more."""
 
 # ---- rings, device side
 

@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import FrameType, TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, overload
 
-from xenvirt._native import Endpoint, Event, QueueWorker
+from xenvirt._native import Endpoint, Event, QueueWorker, Relay
 from xenvirt._service import AsyncService, Service
 from xenvirt.device import AnyDevice, AsyncDevice, Device, config_bytes
+from xenvirt.remote import Relayed, RelayService, RemoteDevice
 from xenvirt.vhost_user.socket import VhostUserSocket
 from xenvirt.virtio.features import offered_features
 
@@ -95,7 +96,7 @@ class Server:
 
     def __init__(self) -> None:
         self._threads: list[threading.Thread] = []
-        self._endpoints: list[Endpoint] = []
+        self._endpoints: list[Endpoint | Relay] = []
         self._error: BaseException | None = None
         # stop() and signals write to it, wait() polls it: no wake-up can be lost between the two.
         self._wake_read, self._wake_write = socket.socketpair()
@@ -103,11 +104,19 @@ class Server:
         self._wake_write.setblocking(False)
         self._stopping = threading.Event()
 
-    def add(self, device: Device, transport: VhostUserSocket, *, poll: float = POLL_SECONDS) -> Served:
+    @overload
+    def add(self, device: Device, transport: VhostUserSocket, *, poll: float = POLL_SECONDS) -> Served: ...
+    @overload
+    def add(
+        self, device: RemoteDevice, transport: VhostUserSocket, *, poll: float = POLL_SECONDS
+    ) -> Relayed: ...
+    def add(
+        self, device: Device | RemoteDevice, transport: VhostUserSocket, *, poll: float = POLL_SECONDS
+    ) -> Served | Relayed:
         """Opens the transport and serves ``device`` there from now on.
 
         Args:
-            device: the device.
+            device: the device, or a daemon that is one.
             transport: where it is served.
             poll: how many seconds after its last request the device's thread looks at the queues again and
                 again before it sleeps; 0 sleeps at once. It takes a whole core for that time, and saves the
@@ -122,6 +131,8 @@ class Server:
             raise TypeError(f"{type(device).__name__} is an AsyncDevice: serve it with serve_async")
         if self._stopping.is_set():
             raise ValueError("this server was stopped; make a new one")
+        if isinstance(device, RemoteDevice):
+            return self._add_remote(device, transport)
         endpoint = make_endpoint(device, poll=poll)
         service = Service(device, endpoint, f"{type(device).__name__} at {transport!r}")
         try:
@@ -138,6 +149,17 @@ class Server:
         queue_threads = self._threads[len(self._threads) - len(workers) :]
         self._start(service.label, partial(_serve, service, transport, queue_threads))
         return Served(device, transport, endpoint)
+
+    def _add_remote(self, device: RemoteDevice, transport: VhostUserSocket) -> Relayed:
+        service = RelayService(device, f"{device!r} at {transport!r}")
+        try:
+            _open(transport, service.endpoint)
+        except BaseException:
+            service.close()
+            raise
+        self._endpoints.append(service.endpoint)
+        self._start(service.label, partial(_serve, service, transport, []))
+        return Relayed(device, transport, service.endpoint)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Waits until the server is stopped, at most ``timeout`` seconds. True if it was.
@@ -222,7 +244,11 @@ class Server:
 
 
 def serve(
-    device: Device, transport: VhostUserSocket, *, poll: float = POLL_SECONDS, ready_fd: int | None = None
+    device: Device | RemoteDevice,
+    transport: VhostUserSocket,
+    *,
+    poll: float = POLL_SECONDS,
+    ready_fd: int | None = None,
 ) -> None:
     """Serves ``device`` over ``transport`` until Ctrl-C, SIGTERM or an error.
 
@@ -231,7 +257,7 @@ def serve(
     to ``ready_fd``.
 
     Args:
-        device: the device.
+        device: the device, or a :class:`~xenvirt.RemoteDevice`: somebody else's daemon.
         transport: where it is served.
         poll: see :meth:`Server.add`.
         ready_fd: a descriptor of the caller's.
@@ -244,7 +270,7 @@ def serve(
 
 
 def serve_all(
-    pairs: Sequence[tuple[Device, VhostUserSocket]],
+    pairs: Sequence[tuple[Device | RemoteDevice, VhostUserSocket]],
     *,
     poll: float = POLL_SECONDS,
     ready_fd: int | None = None,
@@ -305,7 +331,7 @@ def make_endpoint(device: AnyDevice, *, poll: float = 0.0, in_process: bool = Fa
     )
 
 
-def _open(transport: VhostUserSocket, endpoint: Endpoint) -> bool:
+def _open(transport: VhostUserSocket, endpoint: Endpoint | Relay) -> bool:
     """Opens the transport and hands it to the endpoint. False if a frontend is to be connected to and is not
     there."""
     try:
@@ -322,9 +348,12 @@ def _open(transport: VhostUserSocket, endpoint: Endpoint) -> bool:
     return True
 
 
-def _serve(service: Service, transport: VhostUserSocket, queue_threads: list[threading.Thread]) -> None:
+def _serve(
+    service: Service | RelayService, transport: VhostUserSocket, queue_threads: list[threading.Thread]
+) -> None:
     """What the thread of a served device does."""
-    wait, handle = service.endpoint.wait, service.handle
+    wait = service.wait if isinstance(service, RelayService) else service.endpoint.wait
+    handle = service.handle
     timeout = RECONNECT_SECONDS if transport.connect else None
     try:
         while not isinstance(event := wait(timeout), Event.Stopped):

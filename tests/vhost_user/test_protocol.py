@@ -34,7 +34,8 @@ def test_requests_have_the_same_names(tmp_path: Path) -> None:
     with FakeBackend(path, reactions=silence), Frontend(path, negotiate=False) as frontend:
         for request in Request:
             frontend.raw(request, b"?", reply=False)
-            assert lines(frontend)[-1] == f"-> raw: {request.name} 1 bytes: 3f, 0 files"
+            line = lines(frontend)[-1]
+            assert line.startswith(f"-> raw: {request.name} 1 bytes: 3f, 0 files")
         frontend.raw(max(Request) + 1, b"?", reply=False)
         assert lines(frontend)[-1].startswith("-> raw: request 45 ")
 

@@ -38,6 +38,8 @@ pub enum Event {
         /// As `Endpoint.watch` gave it.
         number: u32,
     },
+    /// A relay's frontend came, and the daemon took it.
+    Connected {},
     /// The connection ended.
     Disconnected {
         /// Why, if it was the frontend's fault.

@@ -12,6 +12,7 @@ mod frontend_values;
 mod header;
 mod memory;
 mod queue;
+mod relay;
 mod xen;
 
 /// The module, as Python sees it.
@@ -28,6 +29,7 @@ mod _native {
         frontend_values::{RawMessage, SharedRegion},
         memory::{FileRegion, GuestMemory},
         queue::{Chain, VirtQueue},
+        relay::{Relay, RelayMessage},
         xen::foreign::{ForeignMapping, ForeignMemory, FrameFailure},
     };
 }

@@ -1,6 +1,9 @@
 //! Messages in words, one line each, for logs and for the reader of a failed test.
 
-use std::fmt::{self, Display, Formatter};
+use std::{
+    fmt::{self, Display, Formatter},
+    os::fd::BorrowedFd,
+};
 
 use super::{
     BackendRequest, ConfigSpace, FrontendCode, FrontendRequest, Header, MemoryRegion, ProtocolFeatures,
@@ -141,21 +144,45 @@ impl Display for BackendRequest {
     }
 }
 
-/// A request of the frontend as it stands on the wire, in words where it can be decoded, else in bytes.
-/// (File descriptors are left out of the account: a description must not take them.)
-pub fn describe_request(header: &Header, payload: &[u8], fds: usize, format: RegionFormat) -> String {
+/// A request of the frontend as it stands on the wire, in words where it can be decoded, else in bytes. It looks at
+/// duplicates of the files, which stay the caller's.
+pub fn describe_request(
+    header: &Header,
+    payload: &[u8],
+    fds: &[BorrowedFd<'_>],
+    format: RegionFormat,
+) -> String {
     let number = header.request;
     let need = if header.needs_reply() { " (need_reply)" } else { "" };
-    let plain = || {
-        let request = super::RequestName { channel: super::Channel::Main, number };
-        format!("{request} {}, {fds} files{need}", Bytes(payload))
-    };
-    if fds > 0 {
-        return plain();
+    let copies = fds.iter().map(BorrowedFd::try_clone_to_owned).collect::<Result<Vec<_>, _>>();
+    match copies.map(|copies| FrontendRequest::decode(number, payload, copies, format)) {
+        Ok(Ok(request))
+            if !matches!(request, FrontendRequest::Unknown(_) | FrontendRequest::Unimplemented(_)) =>
+        {
+            format!("{request}{need}")
+        }
+        other => {
+            let request = super::RequestName { channel: super::Channel::Main, number };
+            let why = match other {
+                Ok(Err(error)) => format!(" (malformed: {error})"),
+                _ => String::new(),
+            };
+            format!("{request} {}, {} files{need}{why}", Bytes(payload), fds.len())
+        }
     }
-    match FrontendRequest::decode(number, payload, Vec::new(), format) {
-        Ok(FrontendRequest::Unknown(_) | FrontendRequest::Unimplemented(_)) | Err(_) => plain(),
-        Ok(request) => format!("{request}{need}"),
+}
+
+/// A request of the backend, on the reverse channel, likewise.
+pub fn describe_backend_request(header: &Header, payload: &[u8], fds: usize) -> String {
+    let need = if header.needs_reply() { " (need_reply)" } else { "" };
+    match BackendRequest::decode(header.request, payload, Vec::new()) {
+        Ok(request) if fds == 0 && !matches!(request, BackendRequest::Unknown(_)) => {
+            format!("{request}{need}")
+        }
+        _ => {
+            let request = super::RequestName { channel: super::Channel::Reverse, number: header.request };
+            format!("{request} {}, {fds} files{need}", Bytes(payload))
+        }
     }
 }
 

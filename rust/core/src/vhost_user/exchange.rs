@@ -56,7 +56,7 @@ impl Exchange {
         format: RegionFormat,
     ) -> Result<(), FrontendError> {
         self.usable()?;
-        self.log.add(|| format!("-> raw: {}", describe_request(&header, payload, fds.len(), format)));
+        self.log.add(|| format!("-> raw: {}", describe_request(&header, payload, fds, format)));
         let sent = self.connection.send(header, payload, fds);
         self.finish_sending(RequestName { channel: Channel::Main, number: header.request }, sent)
     }

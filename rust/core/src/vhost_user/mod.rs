@@ -12,7 +12,8 @@
 //! `request_codec` how it stands on the wire, `wire` how it is cut out of a stream, `describe` and `log` how a
 //! person reads it. `frontend` and `frontend_rings` stand on `exchange`, `connect`, `wait` and
 //! `reverse_channel`; `backend`, with
-//! `backend_negotiation` and `backend_rings`, on `memory_table`, and `server` gives it its connections.
+//! `backend_negotiation` and `backend_rings`, on `memory_table`, and `server` gives it its connections. `relay`
+//! stands between a frontend and a backend that are both somebody else's.
 
 mod backend;
 mod backend_negotiation;
@@ -31,6 +32,7 @@ mod log;
 mod memory_table;
 mod message;
 mod payload;
+mod relay;
 mod reply;
 mod request_codec;
 mod reverse;
@@ -42,7 +44,7 @@ mod wire;
 pub use backend::{Backend, BackendError};
 pub use backend_negotiation::OFFERED;
 pub use code::{BackendCode, Channel, FrontendCode, RequestName};
-pub use describe::{describe_reply, describe_request};
+pub use describe::{describe_backend_request, describe_reply, describe_request};
 pub use error::ProtocolError;
 pub use features::{ProtocolFeatures, Status, VringFlags, virtio_features};
 pub use frontend::Frontend;
@@ -54,6 +56,9 @@ pub use message::{FrontendRequest, Outgoing};
 pub use payload::{
     ConfigSpace, DeviceStateTransfer, Inflight, IotlbMessage, LogArea, MAX_PAYLOAD, MemoryRegion,
     RegionFormat, SharedMemoryMap, Uuid, VringAddress, VringArea, VringState, XenMapFlags,
+};
+pub use relay::{
+    From as RelayFrom, Passed, QueueCounts, RELAYED, Relay, RelayControl, RelayEvent, RelayOptions,
 };
 pub use reply::Reply;
 pub use reverse::BackendRequest;
