@@ -1,14 +1,28 @@
 //! Xen, by its stable interfaces: what the kernel's devices under /dev/xen offer to a program in a dom0 or a driver domain.
 //!
 //! [`abi`] has layouts and numbers; [`Privcmd`] is the device that maps frames of other domains; [`ForeignMapping`] is what
-//! comes of it: every failed frame is known, none is silent.
+//! comes of it: every failed frame is known, none is silent. [`EventChannels`] wake and are woken; a [`DeviceModel`] makes and
+//! feeds what stands in for a device of a domain; an [`IoreqServer`] answers its vCPUs.
 
 pub mod abi;
+mod call_error;
+mod dm_op;
+mod evtchn;
 #[cfg(test)]
 pub(crate) mod fake_domain;
+#[cfg(test)]
+pub(crate) mod fake_model;
 mod foreign;
+mod ioreq;
 mod privcmd;
 
+pub use call_error::CallError;
+pub use dm_op::{DeviceModel, DeviceModelCalls, Interrupt, IoRange};
+pub use evtchn::{EventCalls, EventChannels, Evtchn};
 pub use foreign::{ForeignMapError, ForeignMapping, FrameFailure, MapRequest};
 pub(crate) use foreign::{fill, refused};
+pub use ioreq::{
+    IoreqServer, MAX_VCPUS, PageSource, PendingRequest, PerformError, Registers, Request, RequestData,
+    RequestKind, ServerCalls, ServerError, SingleAccess,
+};
 pub use privcmd::{ForeignCalls, Privcmd, Resource};

@@ -104,7 +104,7 @@ impl Privcmd {
         Ok(Self { device })
     }
 
-    fn ioctl<T>(&self, number: u32, argument: *mut T) -> Result<libc::c_int, Errno> {
+    pub(super) fn ioctl<T>(&self, number: u32, argument: *mut T) -> Result<libc::c_int, Errno> {
         // SAFETY: each caller passes a pointer to the structure that belongs to the number, whose own pointers hold
         // across the call.
         let result =

@@ -1,5 +1,8 @@
 //! The binary interface of Linux's Xen devices: structures and ioctl numbers, a file for each device.
 
+pub mod dm_op;
+pub mod evtchn;
+pub mod ioreq;
 pub mod privcmd;
 
 /// Bytes of a Xen frame, on every machine (XEN_PAGE_SIZE): frames are of 4 KiB also where the kernel's pages are larger.
