@@ -18,7 +18,7 @@ use rustix::{
 };
 
 use super::{
-    DeviceModelCalls, EventCalls, ForeignCalls, Resource, ServerCalls,
+    DeviceModelCalls, EventCalls, EventFdCalls, EventFdSupport, ForeignCalls, Kick, Resource, ServerCalls,
     abi::{
         FRAME,
         dm_op::{
@@ -58,6 +58,9 @@ struct State {
     waiting: BTreeSet<u32>,
     told: BTreeSet<u32>,
     operations: Vec<DmOp>,
+    support: Option<EventFdSupport>,
+    irqfds: usize,
+    ioeventfds: usize,
 }
 
 impl FakeModel {
@@ -70,7 +73,12 @@ impl FakeModel {
     }
 
     pub(crate) fn calls(self: &Arc<Self>) -> ServerCalls {
-        ServerCalls { foreign: self.clone(), model: self.clone(), events: self.clone() }
+        ServerCalls {
+            foreign: self.clone(),
+            model: self.clone(),
+            events: self.clone(),
+            eventfds: self.clone(),
+        }
     }
 
     fn state_of_all(&self) -> MutexGuard<'_, State> {
@@ -139,6 +147,17 @@ impl FakeModel {
     /// The operations that are none of the server's: interrupts.
     pub(crate) fn operations(&self) -> Vec<DmOp> {
         self.state_of_all().operations.clone()
+    }
+
+    /// What the kernel does with eventfds: nothing, unless it is said.
+    pub(crate) fn set_support(&self, support: EventFdSupport) {
+        self.state_of_all().support = Some(support);
+    }
+
+    /// How many are assigned: for interrupts, for kicks.
+    pub(crate) fn assigned(&self) -> (usize, usize) {
+        let state = self.state_of_all();
+        (state.irqfds, state.ioeventfds)
     }
 
     fn map(&self, at: NonNull<u8>) -> Result<(), Errno> {
@@ -287,6 +306,31 @@ impl ForeignCalls for FakeModel {
     }
 
     fn restrict(&self, _domain: u16) -> Result<(), Errno> {
+        Ok(())
+    }
+}
+
+impl EventFdCalls for FakeModel {
+    fn support(&self) -> EventFdSupport {
+        self.state_of_all().support.unwrap_or(EventFdSupport::Nothing)
+    }
+
+    fn irqfd(
+        &self,
+        _domain: u16,
+        _operation: &DmOp,
+        _eventfd: BorrowedFd<'_>,
+        assign: bool,
+    ) -> Result<(), Errno> {
+        let mut state = self.state_of_all();
+        state.irqfds = if assign { state.irqfds + 1 } else { state.irqfds - 1 };
+        Ok(())
+    }
+
+    unsafe fn ioeventfd(&self, kick: &Kick<'_>, _eventfd: BorrowedFd<'_>, assign: bool) -> Result<(), Errno> {
+        let mut state = self.state_of_all();
+        assert!(state.server && kick.ports.iter().all(|port| state.bound.contains_key(port)));
+        state.ioeventfds = if assign { state.ioeventfds + 1 } else { state.ioeventfds - 1 };
         Ok(())
     }
 }

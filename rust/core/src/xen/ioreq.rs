@@ -31,7 +31,8 @@ use super::{
         },
     },
     call_error::{CallError, check_owner},
-    dm_op::{DeviceModel, DeviceModelCalls, IoRange},
+    dm_op::{DeviceModel, DeviceModelCalls, Interrupt, IoRange},
+    eventfd::{AssignedKick, EventFdCalls, EventFdSupport, InterruptFd, Kick},
     evtchn::{EventCalls, EventChannels, Evtchn},
     foreign::{ForeignMapError, ForeignMapping, MapRequest},
     privcmd::{ForeignCalls, Privcmd, Resource},
@@ -58,6 +59,8 @@ pub struct ServerCalls {
     pub model: Arc<dyn DeviceModelCalls>,
     /// Binds its ports, and nobody else's: the server reads what is pending.
     pub events: Arc<dyn EventCalls>,
+    /// Lets the kernel serve eventfds.
+    pub eventfds: Arc<dyn EventFdCalls>,
 }
 
 impl ServerCalls {
@@ -67,7 +70,12 @@ impl ServerCalls {
     /// A device is not there, or may not be opened.
     pub fn open() -> Result<Self, Errno> {
         let privcmd = Arc::new(Privcmd::open()?);
-        Ok(Self { foreign: privcmd.clone(), model: privcmd, events: Arc::new(Evtchn::open()?) })
+        Ok(Self {
+            foreign: privcmd.clone(),
+            model: privcmd.clone(),
+            events: Arc::new(Evtchn::open()?),
+            eventfds: privcmd,
+        })
     }
 }
 
@@ -382,6 +390,7 @@ impl Page {
 struct Inner {
     model: DeviceModel,
     events: EventChannels,
+    eventfds: Arc<dyn EventFdCalls>,
     id: u16,
     page: Page,
     owner: Owner,
@@ -389,10 +398,11 @@ struct Inner {
     ports: Mutex<Ports>,
 }
 
-/// Our ports by vCPU; none once the server is closed.
+/// Our ports by vCPU, and the kicks that the kernel takes from there; none once the server is closed.
 #[derive(Debug)]
 struct Ports {
     local: Vec<u32>,
+    kicks: Vec<AssignedKick>,
     open: bool,
 }
 
@@ -418,6 +428,20 @@ impl Inner {
         }
     }
 
+    /// Lets the kernel take a kick, or no longer.
+    fn route(&self, ports: &Ports, kick: &AssignedKick, assign: bool) -> Result<(), Errno> {
+        let request = Kick {
+            domain: self.model.domain(),
+            page: self.page.mapping.base().as_ptr() as u64,
+            ports: &ports.local,
+            registers: kick.registers,
+            queue: kick.queue,
+        };
+        // SAFETY: the page is a mapping of its own. What was assigned is taken back when the server is closed, before the
+        // ports are, and the page lives longer. Only a kernel that supports it is asked.
+        unsafe { self.eventfds.ioeventfd(&request, kick.eventfd.as_fd(), assign) }
+    }
+
     /// Ends the server: nobody waits for it any more.
     fn close(&self) {
         let mut ports = self.ports();
@@ -425,6 +449,10 @@ impl Inner {
             return;
         }
         ports.open = false;
+        // The kernel looks at the page while it has a kick: they go before the ports and the page do.
+        for kick in std::mem::take(&mut ports.kicks) {
+            let _ = self.route(&ports, &kick, false);
+        }
         // Whatever fails here, fails because the domain is gone.
         let _ = self.model.set_ioreq_server_state(self.id, false);
         for (vcpu, &port) in ports.local.iter().enumerate() {
@@ -471,8 +499,9 @@ impl IoreqServer {
                 return Err(error);
             }
         };
-        let ports = Mutex::new(Ports { local: Vec::new(), open: true });
-        let inner = Inner { model, events, id, page, owner: Owner::this_process(), ports };
+        let ports = Mutex::new(Ports { local: Vec::new(), kicks: Vec::new(), open: true });
+        let eventfds = Arc::clone(&calls.eventfds);
+        let inner = Inner { model, events, eventfds, id, page, owner: Owner::this_process(), ports };
         // From here on dropping it ends it.
         let server = Self { inner: Arc::new(inner) };
         server.bind()?;
@@ -543,6 +572,64 @@ impl IoreqServer {
     pub fn unmap_range(&self, range: &IoRange) -> Result<(), CallError> {
         self.check()?;
         self.inner.model.unmap_range(self.inner.id, range)
+    }
+
+    /// What the kernel does with eventfds.
+    pub fn eventfds(&self) -> EventFdSupport {
+        self.inner.eventfds.support()
+    }
+
+    /// An eventfd that raises an interrupt of the domain.
+    ///
+    /// # Errors
+    /// See [`InterruptFd::new`].
+    pub fn interrupt_fd(&self, interrupt: Interrupt) -> Result<InterruptFd, CallError> {
+        InterruptFd::new(&self.inner.eventfds, &self.inner.model, interrupt)
+    }
+
+    /// Lets the kernel signal an eventfd when a driver writes this queue's number to QueueNotify of the virtio-mmio registers at
+    /// this guest physical address, and answer the vCPU, until it is [taken back](Self::kick_no_longer) or the server is closed.
+    /// False where the kernel cannot, or would crash: then such writes keep coming as requests. A write of a size other than
+    /// four, or of a queue that was not given, does so in any case.
+    ///
+    /// # Errors
+    /// The kernel knows this and refused.
+    pub fn kick_in_kernel(
+        &self,
+        registers: u64,
+        queue: u16,
+        eventfd: BorrowedFd<'_>,
+    ) -> Result<bool, CallError> {
+        self.check()?;
+        if self.eventfds() != EventFdSupport::Both {
+            return Ok(false);
+        }
+        let refused = |errno| {
+            CallError::refused(format!("an eventfd for kicks of queue {queue} at {registers:#x}"), errno)
+        };
+        let eventfd = eventfd.try_clone_to_owned().map_err(|_| refused(Errno::BADF))?;
+        let kick = AssignedKick { eventfd, registers, queue };
+        let mut ports = self.inner.ports();
+        if !ports.open {
+            return Err(CallError::Closed("the IOREQ server"));
+        }
+        self.inner.route(&ports, &kick, true).map_err(refused)?;
+        ports.kicks.push(kick);
+        Ok(true)
+    }
+
+    /// Takes the kicks of a queue back; nothing if there are none.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn kick_no_longer(&self, registers: u64, queue: u16) -> Result<(), CallError> {
+        self.check()?;
+        let mut ports = self.inner.ports();
+        let found = ports.kicks.iter().position(|kick| (kick.registers, kick.queue) == (registers, queue));
+        let Some(index) = found else { return Ok(()) };
+        let kick = ports.kicks.swap_remove(index);
+        let what = || format!("taking back the kicks of queue {queue} at {registers:#x}");
+        self.inner.route(&ports, &kick, false).map_err(|errno| CallError::refused(what(), errno))
     }
 
     /// Appends the requests that are there, without waiting. Each is to be answered.
@@ -820,6 +907,27 @@ mod tests {
         let error = IoreqServer::create(&model.calls(), FakeModel::DOMAIN, PageSource::Resource).unwrap_err();
         assert!(matches!(error, ServerError::Map(_)), "{error}");
         assert!(!model.has_server());
+    }
+
+    #[test]
+    fn kicks_go_to_the_kernel_where_it_can_and_come_back_before_the_page_goes() {
+        let model = FakeModel::new(1);
+        let server = server(&model);
+        let kick = crate::event_loop::EventFd::new().unwrap();
+        for unable in [EventFdSupport::Nothing, EventFdSupport::InterruptsOnly] {
+            model.set_support(unable);
+            assert!(!server.kick_in_kernel(0x200_0000, 0, kick.as_fd()).unwrap());
+        }
+        model.set_support(EventFdSupport::Both);
+        for queue in 0..3 {
+            assert!(server.kick_in_kernel(0x200_0000, queue, kick.as_fd()).unwrap());
+        }
+        assert_eq!(model.assigned(), (0, 3));
+        server.kick_no_longer(0x200_0000, 1).unwrap();
+        server.kick_no_longer(0x200_0000, 1).unwrap();
+        assert_eq!(model.assigned(), (0, 2));
+        drop(server);
+        assert_eq!(model.assigned(), (0, 0));
     }
 
     #[test]

@@ -7,20 +7,24 @@
 pub mod abi;
 mod call_error;
 mod dm_op;
+mod eventfd;
 mod evtchn;
 #[cfg(test)]
 pub(crate) mod fake_domain;
 #[cfg(test)]
 pub(crate) mod fake_model;
 mod foreign;
+mod hypercall;
 mod ioreq;
 mod privcmd;
 
 pub use call_error::CallError;
 pub use dm_op::{DeviceModel, DeviceModelCalls, Interrupt, IoRange};
+pub use eventfd::{EventFdCalls, EventFdSupport, InterruptFd, Kick};
 pub use evtchn::{EventCalls, EventChannels, Evtchn};
 pub use foreign::{ForeignMapError, ForeignMapping, FrameFailure, MapRequest};
 pub(crate) use foreign::{fill, refused};
+pub use hypercall::{BufferKind, HypercallBuffer};
 pub use ioreq::{
     IoreqServer, MAX_VCPUS, PageSource, PendingRequest, PerformError, Registers, Request, RequestData,
     RequestKind, ServerCalls, ServerError, SingleAccess,

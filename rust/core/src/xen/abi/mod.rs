@@ -1,6 +1,7 @@
 //! The binary interface of Linux's Xen devices: structures and ioctl numbers, a file for each device.
 
 pub mod dm_op;
+pub mod eventfd;
 pub mod evtchn;
 pub mod ioreq;
 pub mod privcmd;
