@@ -24,6 +24,10 @@ pub enum MemoryKind {
         /// The domain.
         domain: u16,
     },
+    /// Pages that Xen domains granted, through gntdev.
+    Grant,
+    /// Pages of ours that were granted to a Xen domain, through gntalloc.
+    Share,
 }
 
 impl MemoryKind {
@@ -32,6 +36,8 @@ impl MemoryKind {
         match self {
             Self::File => "file",
             Self::Foreign { .. } => "foreign",
+            Self::Grant => "grant",
+            Self::Share => "share",
         }
     }
 }

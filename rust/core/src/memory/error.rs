@@ -2,7 +2,7 @@
 
 use rustix::io::Errno;
 
-use crate::xen::ForeignMapError;
+use crate::xen::{ForeignMapError, GrantMapError};
 
 /// Why an access to guest memory failed, or a table was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -119,6 +119,9 @@ pub enum MapError {
     /// Frames of another domain.
     #[error(transparent)]
     Foreign(#[from] ForeignMapError),
+    /// Grants of other domains.
+    #[error(transparent)]
+    Grant(#[from] GrantMapError),
 }
 
 impl MapError {
@@ -128,6 +131,7 @@ impl MapError {
             Self::Length(_) | Self::BeyondEnd { .. } => None,
             Self::Refused { errno, .. } | Self::NotMade { errno, .. } => Some(*errno),
             Self::Foreign(error) => error.errno(),
+            Self::Grant(error) => error.errno(),
         }
     }
 }

@@ -3,6 +3,9 @@
 pub mod dm_op;
 pub mod eventfd;
 pub mod evtchn;
+pub mod gnttab;
+#[cfg(test)]
+mod headers;
 pub mod ioreq;
 pub mod privcmd;
 
