@@ -372,6 +372,7 @@ class Relay:
         timeout: float = 5.0,
         trace: bool = False,
         count: bool = False,
+        signals: bool = False,
     ) -> Self: ...
     def listen(self, fd: int) -> None:
         """Frontends come to this listening socket from now on; the descriptor is duplicated."""
@@ -379,6 +380,12 @@ class Relay:
         """Takes a connected socket, and connects to the daemon for it; the descriptor is duplicated."""
     def wait(self, timeout: float | None = None) -> Event | RelayMessage:
         """Passes on what comes, until there is something to be told. The GIL is released."""
+    @property
+    def time(self) -> float:
+        """Seconds since the relay was made: the clock of messages and signals."""
+    def take_signals(self) -> list[tuple[float, int, Literal["kick", "call", "error"], int, int]]:
+        """The kicks and calls since the last time that this was asked, if they are counted and kept: time in
+        seconds, queue, kind, how often it was signalled, how many chains had been given back by then."""
     @property
     def counters(self) -> list[tuple[int, int, int, int]]:
         """For each queue its kicks, chains, calls and errors."""

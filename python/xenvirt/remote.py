@@ -40,6 +40,7 @@ class RemoteDevice:
             reverse channel is stood in as well then.
         count: count kicks, calls and chains. The relay then stands in the descriptors of the kicks and calls:
             each costs two more system calls and a change of threads.
+        signals: keep the time of each kick and call, too, for :meth:`Relayed.take_signals`.
     """
 
     def __init__(
@@ -51,13 +52,15 @@ class RemoteDevice:
         timeout: float = CONNECT_SECONDS,
         on_message: Callable[[RelayMessage], object] | None = None,
         count: bool = False,
+        signals: bool = False,
     ) -> None:
         self.socket = os.fspath(socket)
         self.device_id = device_id
         self.queue_sizes = None if queue_sizes is None else tuple(queue_sizes)
         self.timeout = timeout
         self.on_message = on_message
-        self.count = count
+        self.count = count or signals
+        self.signals = signals
 
     def __repr__(self) -> str:
         return f"RemoteDevice({self.socket!r})"
@@ -76,6 +79,20 @@ class RelayCounters(NamedTuple):
     """Notifications of the daemon."""
     errors: int = 0
     """Times that the daemon called a ring broken."""
+
+
+class Signal(NamedTuple):
+    """Kicks, or calls, that were passed on at once."""
+
+    time: float
+    """Seconds; the clock of :attr:`RelayMessage.time`."""
+    queue: int
+    kind: str
+    """``kick``, ``call`` or ``error``."""
+    times: int
+    """How often it was signalled since the last time."""
+    chains: int
+    """How many chains the daemon had given back by then."""
 
 
 class Relayed:
@@ -111,13 +128,26 @@ class Relayed:
         """The counters of all queues together."""
         return RelayCounters(*map(sum, zip(*self.queue_counters, strict=True)))
 
+    @property
+    def time(self) -> float:
+        """Seconds since it is served; the clock of messages and signals."""
+        return self._relay.time
+
+    def take_signals(self) -> list[Signal]:
+        """The kicks and calls since the last time that this was asked, oldest first; a million are kept."""
+        return [Signal(*signal) for signal in self._relay.take_signals()]
+
 
 class RelayService:
     """Tells what happens at a relay."""
 
     def __init__(self, device: RemoteDevice, label: str) -> None:
         self.endpoint = Relay(
-            device.socket, timeout=device.timeout, trace=device.on_message is not None, count=device.count
+            device.socket,
+            timeout=device.timeout,
+            trace=device.on_message is not None,
+            count=device.count,
+            signals=device.signals,
         )
         self.label = label
         self._on_message = device.on_message

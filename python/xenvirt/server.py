@@ -279,7 +279,7 @@ def serve_all(
     with Server() as server, server._stop_on_signals():
         for device, transport in pairs:
             server.add(device, transport, poll=poll)
-        _tell_ready(ready_fd)
+        tell_ready(ready_fd)
         server.wait()
 
 
@@ -294,7 +294,7 @@ async def serve_async(device: AnyDevice, transport: VhostUserSocket, *, ready_fd
     service = AsyncService(device, endpoint, f"{type(device).__name__} at {transport!r}")
     try:
         connected = _open(transport, endpoint)
-        _tell_ready(ready_fd)
+        tell_ready(ready_fd)
         while transport.connect:
             if connected:
                 await service.disconnected()
@@ -376,7 +376,7 @@ def _serve_queue(service: Service, worker: QueueWorker) -> None:
         service.process(queue)
 
 
-def _tell_ready(ready_fd: int | None) -> None:
+def tell_ready(ready_fd: int | None) -> None:
     """Says that a frontend can connect: to systemd, and to who gave us a descriptor."""
     if ready_fd is not None:
         os.write(ready_fd, b"\n")

@@ -16,7 +16,7 @@ GUEST_MEMORY = "-m 1G -object memory-backend-memfd,id=mem,size=1G,share=on -numa
 """What QEMU needs for every vhost-user device: memory that can be shared."""
 
 
-class _Announced(VhostUserSocket):
+class Announced(VhostUserSocket):
     """Says on standard error that a frontend can connect, once it can."""
 
     hint = ""
@@ -45,7 +45,7 @@ def make_transport(arguments: argparse.Namespace, path: str | None = None) -> Vh
     if arguments.fd is not None and path is None:
         return VhostUserSocket.from_fd(arguments.fd)
     path = path or arguments.socket
-    transport = _Announced(
+    transport = Announced(
         path, mode=arguments.socket_mode, owner=arguments.socket_owner, connect=arguments.connect
     )
     transport.key = arguments.key

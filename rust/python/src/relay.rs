@@ -9,6 +9,7 @@ use std::{
 use pyo3::{IntoPyObjectExt, exceptions::PyValueError, prelude::*, types::PyBytes};
 use xenvirt_core::vhost_user::{
     Channel, Passed, Relay as Core, RelayControl, RelayEvent, RelayFrom, RelayOptions, RequestName,
+    SignalKind,
 };
 
 use crate::{buffer::duplicate_fd, endpoint::Event, errors::Error};
@@ -129,10 +130,11 @@ fn seconds(seconds: f64) -> PyResult<Duration> {
 #[pymethods]
 impl Relay {
     #[new]
-    #[pyo3(signature = (daemon, *, timeout = 5.0, trace = false, count = false),
-           text_signature = "(daemon, *, timeout=5.0, trace=False, count=False)")]
-    fn new(daemon: PathBuf, timeout: f64, trace: bool, count: bool) -> Result<Self, Error> {
-        let relay = Core::new(RelayOptions { daemon, timeout: seconds(timeout)?, trace, count })?;
+    #[pyo3(signature = (daemon, *, timeout = 5.0, trace = false, count = false, signals = false),
+           text_signature = "(daemon, *, timeout=5.0, trace=False, count=False, signals=False)")]
+    fn new(daemon: PathBuf, timeout: f64, trace: bool, count: bool, signals: bool) -> Result<Self, Error> {
+        let options = RelayOptions { daemon, timeout: seconds(timeout)?, trace, count, signals };
+        let relay = Core::new(options)?;
         Ok(Self { control: Arc::clone(relay.control()), inner: Mutex::new(Some(relay)) })
     }
 
@@ -177,6 +179,26 @@ impl Relay {
     fn counters(&self) -> Vec<(u64, u64, u64, u64)> {
         let counts = self.control.counts();
         counts.iter().map(|count| (count.kicks, count.chains, count.calls, count.errors)).collect()
+    }
+
+    /// Seconds since the relay was made: the clock of messages and signals.
+    #[getter]
+    fn time(&self) -> f64 {
+        self.control.elapsed().as_secs_f64()
+    }
+
+    /// The kicks and calls since the last time: time, queue, kind, how often, chains by then.
+    fn take_signals(&self) -> Vec<(f64, u8, &'static str, u64, u64)> {
+        let name = |kind| match kind {
+            SignalKind::Kick => "kick",
+            SignalKind::Call => "call",
+            SignalKind::Error => "error",
+        };
+        let signals = self.control.take_signals();
+        let tuples = signals.iter().map(|signal| {
+            (signal.time.as_secs_f64(), signal.queue, name(signal.kind), signal.times, signal.chains)
+        });
+        tuples.collect()
     }
 
     /// The virtio features that the present frontend chose.

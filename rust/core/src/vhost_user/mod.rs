@@ -58,7 +58,8 @@ pub use payload::{
     RegionFormat, SharedMemoryMap, Uuid, VringAddress, VringArea, VringState, XenMapFlags,
 };
 pub use relay::{
-    From as RelayFrom, Passed, QueueCounts, RELAYED, Relay, RelayControl, RelayEvent, RelayOptions,
+    From as RelayFrom, Passed, QueueCounts, RELAYED, Relay, RelayControl, RelayEvent, RelayOptions, Signal,
+    SignalKind,
 };
 pub use reply::Reply;
 pub use reverse::BackendRequest;

@@ -18,7 +18,7 @@ const RETIRED: usize = 64;
 
 /// Which of a queue's descriptors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Kind {
+pub enum Kind {
     /// From the driver to the device.
     Kick,
     /// From the device to the driver.
@@ -88,9 +88,9 @@ impl Bridges {
         }
     }
 
-    /// Passes on what was signalled. Gives the queue, if the bridge is still there.
-    pub(super) fn pass(&mut self, id: u32) -> Option<u8> {
-        let bridge = self.open.get(&id)?;
+    /// Passes on what was signalled, after `look` has looked at the queue's ring.
+    pub(super) fn pass(&mut self, id: u32, look: impl FnOnce(u8)) {
+        let Some(bridge) = self.open.get(&id) else { return };
         let (kind, queue) = (bridge.kind, bridge.queue);
         let mut counter = [0; 8];
         match rustix::io::retry_on_intr(|| rustix::io::read(&bridge.from, &mut counter)) {
@@ -104,6 +104,8 @@ impl Bridges {
                     };
                     *count = count.saturating_add(times);
                 });
+                look(queue);
+                self.control.signalled(kind, queue, times);
                 // A full counter is as good as a signalled one.
                 let _ = rustix::io::retry_on_intr(|| rustix::io::write(&bridge.to, &counter));
             }
@@ -111,14 +113,13 @@ impl Bridges {
             // Not what a kick is, or at its end: it would be told for ever.
             _ => self.close(id),
         }
-        Some(queue)
     }
 
-    /// Passes on all that was signalled before a message is: nobody is told of the one before the other. Gives
-    /// the queues.
-    pub(super) fn pass_all(&mut self) -> Vec<u8> {
-        let ids: Vec<u32> = self.open.keys().copied().collect();
-        ids.into_iter().filter_map(|id| self.pass(id)).collect()
+    /// Passes on all that was signalled before a message is: nobody is told of the one before the other.
+    pub(super) fn pass_all(&mut self, mut look: impl FnMut(u8)) {
+        for id in self.open.keys().copied().collect::<Vec<_>>() {
+            self.pass(id, &mut look);
+        }
     }
 
     fn close(&mut self, id: u32) {

@@ -37,6 +37,7 @@ use rustix::{
 
 use super::{Channel, FrontendError, Header, Patience, ProtocolFeatures, connect::connect_with_retry};
 use crate::event_loop::{EventFd, EventLoop, Woken};
+pub use bridges::Kind as SignalKind;
 use session::Session;
 
 /// The protocol features that a relay lets through. Postcopy is not among them: its memory tables are answered,
@@ -54,7 +55,27 @@ pub struct RelayOptions {
     pub trace: bool,
     /// Count kicks, calls and chains.
     pub count: bool,
+    /// Keep the time of each kick and call, for [`RelayControl::take_signals`]; only where they are counted.
+    pub signals: bool,
 }
+
+/// A kick or a call that was passed on.
+#[derive(Clone, Copy, Debug)]
+pub struct Signal {
+    /// When, since the relay was made.
+    pub time: Duration,
+    /// Of which queue.
+    pub queue: u8,
+    /// Which of the queue's descriptors.
+    pub kind: SignalKind,
+    /// How often it was signalled since the last time.
+    pub times: u64,
+    /// How many chains the device had given back by then.
+    pub chains: u64,
+}
+
+/// Signals that are kept until somebody takes them; what comes beyond is counted only.
+const KEPT_SIGNALS: usize = 1 << 20;
 
 /// Who said something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,6 +145,8 @@ pub struct RelayControl {
     wake: EventFd,
     stopping: AtomicBool,
     counts: Mutex<Vec<QueueCounts>>,
+    signals: Option<Mutex<Vec<Signal>>>,
+    start: Instant,
     negotiated: Mutex<(u64, u64)>,
 }
 
@@ -143,7 +166,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl RelayControl {
-    fn new() -> Result<Arc<Self>, Errno> {
+    fn new(signals: bool) -> Result<Arc<Self>, Errno> {
         let (event_loop, wake) = (EventLoop::new()?, EventFd::new()?);
         event_loop.watch(wake.as_fd(), token(WAKE, 0))?;
         let stopping = AtomicBool::new(false);
@@ -152,6 +175,8 @@ impl RelayControl {
             wake,
             stopping,
             counts: Mutex::default(),
+            signals: signals.then(Mutex::default),
+            start: Instant::now(),
             negotiated: Mutex::default(),
         }))
     }
@@ -170,6 +195,25 @@ impl RelayControl {
     /// The counts of each queue of which anything was counted, by its index.
     pub fn counts(&self) -> Vec<QueueCounts> {
         lock(&self.counts).clone()
+    }
+
+    /// How long ago the relay was made: the clock of messages and signals.
+    pub fn elapsed(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    /// The kicks and calls since the last time that this was asked.
+    pub fn take_signals(&self) -> Vec<Signal> {
+        self.signals.as_ref().map(|signals| std::mem::take(&mut *lock(signals))).unwrap_or_default()
+    }
+
+    fn signalled(&self, kind: SignalKind, queue: u8, times: u64) {
+        let Some(signals) = &self.signals else { return };
+        let chains = lock(&self.counts).get(usize::from(queue)).map_or(0, |counts| counts.chains);
+        let mut signals = lock(signals);
+        if signals.len() < KEPT_SIGNALS {
+            signals.push(Signal { time: self.elapsed(), queue, kind, times, chains });
+        }
     }
 
     /// The virtio features and the protocol features that the present frontend chose; 0 without one.
@@ -201,15 +245,14 @@ pub struct Relay {
     session: Option<Session>,
     events: VecDeque<RelayEvent>,
     ready: Vec<u64>,
-    start: Instant,
 }
 
 impl Relay {
     /// Makes a relay that nobody can reach yet; the daemon is not looked for before a frontend comes.
     pub fn new(options: RelayOptions) -> Result<Self, Errno> {
-        let (control, start) = (RelayControl::new()?, Instant::now());
+        let control = RelayControl::new(options.signals)?;
         let (events, ready) = (VecDeque::new(), Vec::new());
-        Ok(Self { options, control, listener: None, session: None, events, ready, start })
+        Ok(Self { options, control, listener: None, session: None, events, ready })
     }
 
     /// The part that other threads use.
@@ -243,7 +286,7 @@ impl Relay {
                 return;
             }
         };
-        match Session::new(frontend, daemon, &self.options, &self.control, self.start) {
+        match Session::new(frontend, daemon, &self.options, &self.control) {
             Ok(session) => {
                 if let Some(listener) = &self.listener {
                     self.control.event_loop.unwatch(listener.as_fd());
@@ -258,11 +301,11 @@ impl Relay {
     /// Passes on what comes, until there is something to be told.
     pub fn wait(&mut self, deadline: Option<Instant>) -> Result<RelayEvent, Errno> {
         loop {
-            if self.control.is_stopping() {
-                return Ok(RelayEvent::Stopped);
-            }
             if let Some(event) = self.events.pop_front() {
                 return Ok(event);
+            }
+            if self.control.is_stopping() {
+                return Ok(RelayEvent::Stopped);
             }
             match self.control.event_loop.wait(deadline, &mut self.ready)? {
                 Woken::Interrupted => return Ok(RelayEvent::Interrupted),

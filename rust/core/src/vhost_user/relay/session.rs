@@ -7,7 +7,6 @@ use std::{
         unix::net::UnixStream,
     },
     sync::Arc,
-    time::Instant,
 };
 
 use rustix::io::Errno;
@@ -45,7 +44,6 @@ pub(super) struct Session {
     control: Arc<RelayControl>,
     trace: bool,
     count: bool,
-    start: Instant,
     legs: [Option<Leg>; 4],
     features: u64,
     protocol: ProtocolFeatures,
@@ -59,13 +57,11 @@ impl Session {
         daemon: OwnedFd,
         options: &RelayOptions,
         control: &Arc<RelayControl>,
-        start: Instant,
     ) -> Result<Self, Errno> {
         let mut session = Self {
             control: Arc::clone(control),
             trace: options.trace,
             count: options.count,
-            start,
             legs: [None, None, None, None],
             features: 0,
             protocol: ProtocolFeatures::empty(),
@@ -85,9 +81,7 @@ impl Session {
 
     /// A kick or a call came.
     pub(super) fn signalled(&mut self, bridge: u32) {
-        if let Some(queue) = self.bridges.pass(bridge) {
-            self.progress.look(queue);
-        }
+        self.bridges.pass(bridge, |queue| self.progress.look(queue));
     }
 
     /// A socket is ready. An error ends the session; it says why, unless the frontend just left.
@@ -152,9 +146,7 @@ impl Session {
         message: Message,
         events: &mut VecDeque<RelayEvent>,
     ) -> Result<(), ProtocolError> {
-        for queue in self.bridges.pass_all() {
-            self.progress.look(queue);
-        }
+        self.bridges.pass_all(|queue| self.progress.look(queue));
         let Message { header, mut payload, mut fds } = message;
         let text = match leg {
             FRONTEND => self.request(&header, &payload, &mut fds, events),
@@ -164,7 +156,7 @@ impl Session {
         };
         if self.trace {
             events.push_back(RelayEvent::Passed(Box::new(Passed {
-                time: self.start.elapsed(),
+                time: self.control.elapsed(),
                 from: if matches!(leg, FRONTEND | FRONTEND_REVERSE) { From::Frontend } else { From::Daemon },
                 channel: if leg < DAEMON_REVERSE { Channel::Main } else { Channel::Reverse },
                 header,
@@ -362,7 +354,7 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.bridges.pass_all();
+        self.bridges.pass_all(|_| ());
         self.progress.look_at_all();
         for leg in [FRONTEND, DAEMON, DAEMON_REVERSE, FRONTEND_REVERSE] {
             self.leave(leg);
