@@ -83,6 +83,15 @@ does.
 """
 
 
+OTHER_LENGTHS: Final[Mapping[int, int]] = MappingProxyType(
+    {
+        DeviceId.FS: 40,  # tag[36], le32 num_request_queues
+        DeviceId.GPIO: 8,  # le16 ngpio, 2 bytes of padding, le32 gpio_names_size
+    }
+)
+"""The lengths of configuration spaces that we have no structure of (virtio 1.3, 5.11.4 and 5.18.4)."""
+
+
 def counting_fields(device_id: int, features: int) -> tuple[str, ...]:
     """The fields of a configuration space that count with these features, padding left out.
 
@@ -100,7 +109,7 @@ def config_length(device_id: int, features: int) -> int:
     >>> config_length(DeviceId.BLOCK, 0), config_length(DeviceId.BLOCK, BlockFeature.WRITE_ZEROES)
     (8, 60)
     """
-    return max((end for _, end in _counting(device_id, features)), default=0)
+    return max((end for _, end in _counting(device_id, features)), default=OTHER_LENGTHS.get(device_id, 0))
 
 
 def _counting(device_id: int, features: int) -> Iterator[tuple[str, int]]:
