@@ -1119,3 +1119,400 @@ class ForeignMapping(GuestMemory):
     @property
     def failures(self) -> tuple[FrameFailure, ...]:
         """The frames that are not mapped, by index."""
+
+# ---- Xen: event channels, device model
+
+@final
+class EventChannels:
+    """Event channels, by which domains wake each other (/dev/xen/evtchn; Linux, drivers/xen/evtchn.c).
+
+    A port is one end of a channel, and a number in this domain. One that was notified is *pending*: the
+    descriptor is readable, :meth:`pending` tells it once, and then it is masked until :meth:`unmask`. What
+    comes while it is masked is told after that, once::
+
+        loop.add_reader(channels, ready)  # asyncio; or select, or channels.pending(timeout)
+
+    In a child after fork every method but ``fileno`` and ``close`` raises ForkError: a child that reads would
+    take the parent's events.
+
+    Raises:
+        FileNotFoundError: there is no /dev/xen/evtchn: this is no Xen domain, or its module is not loaded.
+        PermissionError: the device may not be opened.
+    """
+
+    def __new__(cls) -> Self: ...
+    def bind_interdomain(self, domid: int, port: int) -> int:
+        """Binds to a port that another domain has made for this one (EVTCHNOP_bind_interdomain).
+
+        Xen marks the new port pending at once, in case that the other domain notified before.
+
+        Args:
+            domid: the domain.
+            port: the port, in its own numbers.
+
+        Returns:
+            Our port.
+
+        Raises:
+            XenCallError: there is no such domain (ESRCH), or no such port that waits for us (EINVAL).
+        """
+    def bind_unbound(self, domid: int) -> int:
+        """Makes a port to which a domain may bind, once (EVTCHNOP_alloc_unbound); gives it. Tell the other
+        side.
+
+        Raises:
+            XenCallError: there is no such domain (ESRCH), or no port is left (ENOSPC).
+        """
+    def bind_virq(self, virq: int) -> int:
+        """Makes a port of a virtual interrupt (VIRQ_*, xen/include/public/xen.h); gives it.
+
+        Raises:
+            XenCallError: somebody has it (EEXIST), it is not for this domain (EPERM), or there is none
+                (EINVAL).
+        """
+    def unbind(self, port: int) -> None:
+        """Closes a port.
+
+        Raises:
+            XenCallError: it is not bound here (ENOTCONN).
+        """
+    def notify(self, port: int) -> None:
+        """Wakes the other end of a port. Where nobody has bound to it yet nothing is woken, and that is no
+        error.
+
+        Raises:
+            XenCallError: it is not bound here (ENOTCONN).
+        """
+    def unmask(self, port: int) -> None:
+        """Lets a port be pending again: at once, if it was notified while it was masked. One that is not
+        masked, or not bound here, is passed over."""
+    def pending(self, timeout: float | None = 0.0) -> list[int]:
+        """The ports that were notified, each masked from here on. A port that is notified several times
+        before is here once.
+
+        Args:
+            timeout: how many seconds one is waited for; None: for ever.
+
+        Returns:
+            The ports; empty when the time is over.
+        """
+    def restrict(self, domid: int) -> None:
+        """From now on only ports of that domain are bound, and no virtual interrupt. It cannot be undone.
+
+        Raises:
+            XenCallError: it is restricted to another domain already, or has bound a port of one (EINVAL).
+        """
+    def fileno(self) -> int:
+        """The descriptor, readable while a port is pending; ValueError once it is closed."""
+    def close(self) -> None:
+        """Closes the device and all ports that it has bound."""
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+@final
+class DeviceModel:
+    """What stands in for a device of one domain asks of Xen (xen/include/public/hvm/dm_op.h;
+    IOCTL_PRIVCMD_DM_OP).
+
+    The server's own operations are here for completeness: :class:`IoreqServer` does what is wanted, and
+    leaves nothing behind. Each method raises XenCallError where Xen refuses (ESRCH: no such domain;
+    EOPNOTSUPP: a PV domain, or not in this Xen), and ForkError in a child after fork.
+
+    Args:
+        domid: the domain. It is not looked for before an operation is.
+
+    Raises:
+        FileNotFoundError: there is no /dev/xen/privcmd.
+        PermissionError: the device may not be opened.
+    """
+
+    def __new__(cls, domid: int) -> Self: ...
+    @property
+    def domid(self) -> int:
+        """The domain."""
+    def vcpus(self) -> int:
+        """How many vCPUs it has, offline ones included (XEN_DMOP_nr_vcpus)."""
+    def create_ioreq_server(self) -> int:
+        """Makes an IOREQ server without buffered requests, disabled; gives its number. A domain has up to
+        eight."""
+    def destroy_ioreq_server(self, server: int) -> None:
+        """Ends an IOREQ server and its ranges. A vCPU that waits for its answer waits for ever."""
+    def set_ioreq_server_state(self, server: int, enabled: bool) -> None:
+        """Lets an IOREQ server be given requests, or no longer."""
+    def ioreq_server_frame(self, server: int) -> int:
+        """Puts the page of an IOREQ server into the domain's memory, and gives its frame (x86, HVM)."""
+    def map_memory(self, server: int, address: int, size: int) -> None:
+        """Gives an IOREQ server `size` guest physical addresses. An access that is not wholly inside is not
+        given to it."""
+    def unmap_memory(self, server: int, address: int, size: int) -> None:
+        """Takes a range from it, exactly as it was given (else ENOENT)."""
+    def map_ports(self, server: int, port: int, size: int) -> None:
+        """Gives an IOREQ server `size` I/O ports (x86)."""
+    def unmap_ports(self, server: int, port: int, size: int) -> None:
+        """Takes ports from it, exactly as they were given (else ENOENT)."""
+    def set_irq_level(self, irq: int, asserted: bool) -> None:
+        """Sets the level of a shared peripheral interrupt of an Arm domain.
+
+        Args:
+            irq: as the GIC counts: from 32.
+            asserted: raised, or taken back.
+        """
+    def set_isa_irq_level(self, irq: int, asserted: bool, *, hvm: bool) -> None:
+        """Sets the level of an ISA interrupt of an HVM domain.
+
+        Args:
+            irq: 0 to 15.
+            asserted: raised, or taken back.
+            hvm: that you know the domain to be HVM. **For a PVH domain Xen 4.17 panics, and the machine with
+                it**; there :meth:`inject_msi` does.
+
+        Raises:
+            ValueError: `hvm` is false.
+        """
+    def inject_msi(self, address: int, data: int) -> None:
+        """Sends a message signalled interrupt to an x86 domain.
+
+        Args:
+            address: where a device would write: 0xfeexxxxx.
+            data: what it would write; the vector is in the lowest eight bits.
+        """
+    @property
+    def eventfd_support(self) -> Literal["both", "interrupts", "nothing"]:
+        """What the kernel does with eventfds: raise interrupts and signal kicks; interrupts alone, because
+        kicks would crash the kernel of a PV dom0; or nothing (older than 6.7, or without
+        XEN_PRIVCMD_EVENTFD)."""
+    def irq_fd(self, irq: int) -> InterruptFd:
+        """An eventfd for a shared peripheral interrupt of an Arm domain."""
+    def msi_fd(self, address: int, data: int) -> InterruptFd:
+        """An eventfd for a message signalled interrupt of an x86 domain."""
+    def close(self) -> None:
+        """Closes the device. What was made in the domain stays."""
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+@final
+class InterruptFd:
+    """An eventfd that raises an interrupt of a domain when it is signalled: by the kernel
+    (IOCTL_PRIVCMD_IRQFD), or where that cannot, by :meth:`deliver`. To be given to who does not know Xen.
+    :meth:`DeviceModel.irq_fd` makes one.
+
+    The level is left asserted, as the kernel does: for an interrupt that the domain takes by its edge.
+    """
+
+    @property
+    def in_kernel(self) -> bool:
+        """The kernel raises it; nobody has to wait."""
+    def deliver(self) -> None:
+        """Raises the interrupt if the eventfd was signalled. Does nothing where the kernel does it.
+
+        Raises:
+            XenCallError: Xen refused; ESRCH: the domain is gone.
+        """
+    def fileno(self) -> int:
+        """The eventfd. Where it is not `in_kernel`, wait until it is readable, and `deliver`."""
+    def close(self) -> None:
+        """Takes it back from the kernel, and closes it."""
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+@final
+class IoRequest:
+    """What a vCPU wants of an address where no memory is (`struct ioreq`, xen/include/public/hvm/ioreq.h). It
+    sleeps until :meth:`answer`. One that is dropped is answered as an empty bus does: a read gets ones.
+    """
+
+    @property
+    def vcpu(self) -> int:
+        """The vCPU that waits."""
+    @property
+    def kind(self) -> Literal["port", "memory", "invalidate", "other", "malformed"]:
+        """What it is about. For "invalidate" give up what is mapped of the domain's memory: it may be gone.
+        That, "other" (a type that Xen knows and we do not) and "malformed" (no size of 1 to 8) are only to be
+        answered."""
+    @property
+    def address(self) -> int:
+        """Guest physical address, or I/O port, of the first access."""
+    @property
+    def size(self) -> int:
+        """Bytes of each access, 1 to 8."""
+    @property
+    def count(self) -> int:
+        """How many accesses: more than one for an instruction with a rep prefix."""
+    @property
+    def is_read(self) -> bool:
+        """It reads, so that a value is wanted; else it writes."""
+    @property
+    def backwards(self) -> bool:
+        """Addresses go down from one access to the next (the direction flag)."""
+    @property
+    def value(self) -> int | None:
+        """What is written, little-endian in `size` bytes; None for a read, and where it is in guest
+        memory."""
+    @property
+    def data_address(self) -> int | None:
+        """The guest physical address of the first value, where values are in guest memory; else None."""
+    def accesses(self) -> list[tuple[int, int | None]]:
+        """Each access in order: its address or port, and the guest physical address of its value (None:
+        `value`, or what is answered). Empty if it is neither about memory nor ports."""
+    def answer(self, value: int = 0) -> None:
+        """Answers, once: the vCPU goes on.
+
+        Args:
+            value: what it reads, cut to `size` bytes. Passed over for a write, and where values are in guest
+                memory: write them there before.
+
+        Raises:
+            ValueError: it is answered already, or the server was closed meanwhile, which answered.
+        """
+
+@final
+class IoreqServer:
+    """Answers the accesses of a domain's vCPUs to addresses where no memory is: for a domain that is PVH, HVM
+    or on Arm.
+
+    It is enabled when it is made, and has no ranges yet. Each vCPU has a slot in a page that Xen shares with
+    us, and an event channel; up to 128 vCPUs. ::
+
+        with IoreqServer(domid) as server:
+            server.map_memory(0x200_0000, 0x200)
+            for request in server.requests(timeout=None):
+                request.answer(0x74726976 if request.is_read else 0)
+
+    Leaving the block answers who still waits, as an empty bus would, and ends the server. In a child after
+    fork methods raise ForkError.
+
+    Args:
+        domid: the domain.
+        page: how the page is reached: "resource" (Linux 4.18, Xen 4.11), "frame" (in the domain's memory;
+            x86), or "any": the former, and the latter where it is not known.
+
+    Raises:
+        XenCallError: no such domain (ESRCH), a PV one (EOPNOTSUPP), no right to it (EPERM), eight servers
+            already (ENOSPC).
+        ForeignMapError: the page cannot be mapped.
+        FileNotFoundError: /dev/xen/privcmd or /dev/xen/evtchn is not there.
+    """
+
+    def __new__(cls, domid: int, *, page: Literal["any", "resource", "frame"] = "any") -> Self: ...
+    @property
+    def domid(self) -> int:
+        """The domain."""
+    @property
+    def number(self) -> int:
+        """The server's number in the domain."""
+    @property
+    def vcpus(self) -> int:
+        """How many vCPUs it answers."""
+    @property
+    def eventfd_support(self) -> Literal["both", "interrupts", "nothing"]:
+        """As :attr:`DeviceModel.eventfd_support`."""
+    def map_memory(self, address: int, size: int) -> None:
+        """Accesses to `size` guest physical addresses come here from now on. One that is not wholly inside
+        does not.
+
+        Raises:
+            XenCallError: the server has a part of it already (EEXIST).
+        """
+    def unmap_memory(self, address: int, size: int) -> None:
+        """No longer; exactly as it was mapped, else XenCallError (ENOENT)."""
+    def map_ports(self, port: int, size: int) -> None:
+        """Accesses to `size` I/O ports come here from now on (x86)."""
+    def unmap_ports(self, port: int, size: int) -> None:
+        """No longer; exactly as they were mapped, else XenCallError (ENOENT)."""
+    def requests(self, timeout: float | None = 0.0) -> list[IoRequest]:
+        """The requests that are there; each is to be answered.
+
+        Args:
+            timeout: how many seconds one is waited for; None: for ever.
+
+        Returns:
+            At most one for each vCPU; empty when the time is over.
+        """
+    def kick_in_kernel(self, registers: int, queue: int, eventfd: FileLike) -> bool:
+        """Lets the kernel signal an eventfd when a driver kicks a queue of a virtio-mmio device, and answer
+        the vCPU (IOCTL_PRIVCMD_IOEVENTFD), until it is taken back or the server is closed.
+
+        Args:
+            registers: guest physical address of the device's registers (QueueNotify is 0x50 above).
+            queue: the number that the driver writes.
+            eventfd: what is signalled; duplicated.
+
+        Returns:
+            False where the kernel cannot, or is a PV dom0's and would crash: then kicks keep coming as
+            requests.
+
+        Raises:
+            XenCallError: the kernel knows this and refused; EEXIST or EBUSY: that queue is given away
+                already.
+        """
+    def kick_no_longer(self, registers: int, queue: int) -> None:
+        """Kicks of that queue come as requests again."""
+    def fileno(self) -> int:
+        """A descriptor that is readable while there may be a request: for select and asyncio."""
+    def close(self) -> None:
+        """Ends the server: who waits is answered as an empty bus would. Eventfds for kicks are taken back."""
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+@final
+class HypercallBuffer:
+    """Memory that Xen itself reads and writes during a hypercall, full of zeroes.
+
+    Ordinary memory will not do: the kernel may take a page away for a moment, to move it or because of a
+        fork, and then the
+    hypercall fails with EFAULT. Nothing else in this package needs one: the other calls have the kernel copy,
+    or lock, what they are given. In a child after fork ``read`` and ``write`` raise ForkError.
+
+    Args:
+        size: in bytes.
+        locked: take locked memory also where the kernel's can be had.
+
+    Raises:
+        XenCallError: no memory, or no more that may be locked (``ulimit -l``).
+        ValueError: no byte, or more than there can be.
+    """
+
+    def __new__(cls, size: int, *, locked: bool = False) -> Self: ...
+    @property
+    def kind(self) -> Literal["kernel", "locked"]:
+        """Whose pages it has: the kernel's (/dev/xen/hypercall, Linux 4.18), which never go away; or ours,
+        locked and not inherited, where a hypercall may still fail, seldom."""
+    @property
+    def address(self) -> int:
+        """Where it is: for the arguments of a hypercall. It holds until the buffer is closed."""
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+    def read(self, offset: int, size: int) -> bytes:
+        """Copies out of it; ValueError for a range that is not inside."""
+    def write(self, offset: int, data: BytesLike) -> int:
+        """Copies into it, and gives how many bytes; ValueError for a range that is not inside."""
+    def close(self) -> None:
+        """Unmaps it."""
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...

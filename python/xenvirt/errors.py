@@ -31,6 +31,7 @@ rightly (``except TimeoutError``, ``except OSError``). A wrong argument is a pla
     │   │   └── CheckConditionError
     │   ├── RequestUnsupportedError also OSError (EOPNOTSUPP)
     │   └── ResponseError
+    ├── XenCallError                also OSError
     ├── DaemonError
     ├── LabError
     └── ForkError                   also RuntimeError
@@ -334,6 +335,26 @@ class ResponseError(RequestError):
     """The device's answer makes no sense: too short, too long, or a status that the specification does not
     have.
     """
+
+
+# ---- Xen
+
+
+class XenCallError(XenvirtError, OSError):
+    """Xen, or the kernel on the way to it, refused a call: an event channel, a device model operation, a
+    buffer for hypercalls. The message says what was asked for, of which domain. Nothing was done.
+
+    You do not get it for a device under /dev/xen that cannot be opened (a plain ``OSError``), nor for frames
+    that cannot be mapped (:class:`ForeignMapError`).
+
+    Attributes:
+        errno: why, as an ``errno`` number: ESRCH for a domain that is not there, EPERM for one that is not
+            ours, EOPNOTSUPP for what this Xen or kernel does not have.
+    """
+
+    def __init__(self, message: str = "", errno: int = 0) -> None:
+        super().__init__(message, errno)
+        self.errno = errno
 
 
 # ----------------------------------------------------------------------------------------------------- the re

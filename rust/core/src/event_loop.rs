@@ -9,9 +9,9 @@ use std::{
 
 use rustix::{
     event::{
-        EventfdFlags, Timespec,
+        EventfdFlags, PollFd, PollFlags, Timespec,
         epoll::{self, CreateFlags, Event, EventData, EventFlags},
-        eventfd,
+        eventfd, poll,
     },
     io::Errno,
 };
@@ -62,6 +62,20 @@ pub fn signal(fd: BorrowedFd<'_>) {
 pub fn drain(fd: BorrowedFd<'_>) {
     let mut counter = [0u8; 8];
     let _ = rustix::io::retry_on_intr(|| rustix::io::read(fd, &mut counter));
+}
+
+/// Waits until one descriptor is readable, for whom a loop would be too much.
+///
+/// # Errors
+/// What poll(2) says.
+pub fn wait_readable(fd: BorrowedFd<'_>, deadline: Option<Instant>) -> Result<Woken, Errno> {
+    let timeout = deadline.map(|at| timespec(at.saturating_duration_since(Instant::now())));
+    match poll(&mut [PollFd::new(&fd, PollFlags::IN)], timeout.as_ref()) {
+        Ok(0) => Ok(Woken::TimedOut),
+        Ok(_) => Ok(Woken::Ready),
+        Err(Errno::INTR) => Ok(Woken::Interrupted),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// How a wait ended.

@@ -13,7 +13,7 @@ use xenvirt_core::{
     memory::{MapError, MemoryError},
     ring::{BatchError, ChainError, DriverError, RingError},
     vhost_user::{FrontendError, ProtocolError},
-    xen::ForeignMapError,
+    xen::{CallError, ForeignMapError, ServerError},
 };
 
 mod python {
@@ -36,6 +36,7 @@ mod python {
     import_exception!(xenvirt.errors, RequestRefusedError);
     import_exception!(xenvirt.errors, RingError);
     import_exception!(xenvirt.errors, StaleChainError);
+    import_exception!(xenvirt.errors, XenCallError);
 }
 
 /// Whatever a function of this module can fail with; `?` makes it, Python sees the exception.
@@ -61,6 +62,10 @@ pub enum Error {
     Frontend(FrontendError),
     /// A foreign mapping.
     Foreign(ForeignMapError),
+    /// A call to the hypervisor.
+    Call(CallError),
+    /// An IOREQ server that could not be made.
+    Server(ServerError),
     /// In-process driver and device.
     Start(StartError),
     /// The kernel, where no object of ours is to blame.
@@ -82,6 +87,10 @@ impl From<Error> for PyErr {
             Error::Protocol(error) => protocol(&error),
             Error::Frontend(error) => frontend(&error),
             Error::Foreign(error) => foreign(error.to_string(), &error),
+            Error::Call(error) => call(&error),
+            Error::Server(ref whole @ ServerError::Map(ref error)) => foreign(whole.to_string(), error),
+            Error::Server(ServerError::Call(error)) => call(&error),
+            Error::Server(error) => python::XenCallError::new_err(error.to_string()),
             Error::Start(error) => start(&error),
             Error::Errno(errno) => os_error(errno, &errno.to_string()),
             Error::Python(error) => error,
@@ -225,6 +234,15 @@ fn foreign(text: String, error: &ForeignMapError) -> PyErr {
     })
 }
 
+fn call(error: &CallError) -> PyErr {
+    let text = error.to_string();
+    match error {
+        CallError::Refused { errno, .. } => python::XenCallError::new_err((text, errno.raw_os_error())),
+        CallError::Forked { .. } => python::ForkError::new_err(text),
+        _ => PyValueError::new_err(text),
+    }
+}
+
 fn start(error: &StartError) -> PyErr {
     match error {
         StartError::Ring { index, error } => ring(u16::try_from(*index).ok(), error),
@@ -253,6 +271,8 @@ from!(
     Protocol(ProtocolError),
     Frontend(FrontendError),
     Foreign(ForeignMapError),
+    Call(CallError),
+    Server(ServerError),
     Start(StartError),
     Errno(Errno),
     Python(PyErr),

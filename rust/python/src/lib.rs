@@ -30,6 +30,10 @@ mod _native {
         memory::{FileRegion, GuestMemory},
         queue::{Chain, VirtQueue},
         relay::{Relay, RelayMessage},
+        xen::evtchn::EventChannels,
         xen::foreign::{ForeignMapping, ForeignMemory, FrameFailure},
+        xen::hypercall::HypercallBuffer,
+        xen::ioreq::{IoRequest, IoreqServer},
+        xen::model::{DeviceModel, InterruptFd},
     };
 }

@@ -1,7 +1,7 @@
 //! /dev/xen/evtchn: event channels, by which domains wake each other.
 //!
-//! A port is one end of a channel. Linux masks one when it has told of it, until it is unmasked: so a port is unmasked first, and
-//! then what it stands for is looked at, or an event is lost that comes in between.
+//! A port is one end of a channel. Linux masks one when it has told of it, until it is unmasked; what comes meanwhile is told
+//! after that, so that nothing is lost.
 //!
 //! # Safety
 //! Each ioctl gets a pointer to the structure that its number says, which lives across the call.

@@ -126,6 +126,14 @@ impl HypercallBuffer {
         self.mapping.base().as_ptr() as u64
     }
 
+    /// Does a range lie inside, in the process that made the buffer?
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn check(&self, offset: usize, len: usize) -> Result<(), CallError> {
+        self.at(offset, len).map(drop)
+    }
+
     fn at(&self, offset: usize, len: usize) -> Result<NonNull<u8>, CallError> {
         check_owner(self.mapping.owner(), "the hypercall buffer")?;
         if offset.checked_add(len).is_none_or(|end| end > self.len) {
@@ -140,10 +148,10 @@ impl HypercallBuffer {
     ///
     /// # Errors
     /// The range is not inside, or this is a child after fork.
-    pub fn read(&self, offset: usize, target: &mut [u8]) -> Result<(), CallError> {
+    pub fn read(&self, offset: usize, target: Target<'_>) -> Result<(), CallError> {
         let at = self.at(offset, target.len())?;
         // SAFETY: checked; Xen may write there meanwhile.
-        unsafe { copy_from_guest(at, Target::from(target)) };
+        unsafe { copy_from_guest(at, target) };
         Ok(())
     }
 
@@ -151,10 +159,10 @@ impl HypercallBuffer {
     ///
     /// # Errors
     /// As for [`read`](Self::read).
-    pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), CallError> {
-        let at = self.at(offset, bytes.len())?;
+    pub fn write(&self, offset: usize, source: Source<'_>) -> Result<(), CallError> {
+        let at = self.at(offset, source.len())?;
         // SAFETY: checked.
-        unsafe { copy_to_guest(at, Source::from(bytes)) };
+        unsafe { copy_to_guest(at, source) };
         Ok(())
     }
 }
@@ -187,12 +195,14 @@ mod tests {
     #[test]
     fn what_is_written_is_read_and_nothing_beyond() {
         let buffer = HypercallBuffer::locked(100).unwrap();
-        buffer.write(90, b"ten bytes.").unwrap();
+        buffer.write(90, Source::from(&b"ten bytes."[..])).unwrap();
         let mut read = [1; 12];
-        buffer.read(88, &mut read).unwrap();
+        buffer.read(88, Target::from(&mut read[..])).unwrap();
         assert_eq!(&read, b"\0\0ten bytes.");
         for (offset, len) in [(91, 10), (0, 101), (usize::MAX, 1)] {
-            assert!(matches!(buffer.read(offset, &mut vec![0; len]), Err(CallError::Argument(_))));
+            let mut room = vec![0; len];
+            let refused = buffer.read(offset, Target::from(&mut room[..]));
+            assert!(matches!(refused, Err(CallError::Argument(_))));
         }
         assert!(matches!(HypercallBuffer::new(0), Err(CallError::Argument(_))));
     }

@@ -641,7 +641,7 @@ impl IoreqServer {
         let mut pending = Vec::new();
         self.inner.events.pending(&mut pending)?;
         for port in pending {
-            // First unmasked, then looked at: a request that comes in between makes the port pending again.
+            // A request that comes from here on makes the port pending again.
             self.inner.events.unmask(port)?;
             let vcpu = self.inner.ports().local.iter().position(|&local| local == port);
             let request = vcpu.and_then(|vcpu| self.inner.page.take(vcpu as u32));

@@ -1,3 +1,8 @@
 //! Xen's devices for Python, a file for each.
 
+pub mod evtchn;
 pub mod foreign;
+pub mod hypercall;
+pub mod ioreq;
+pub mod model;
+mod waiting;
