@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 
 import xenvirt
 from xenvirt.devices import BlockDevice
+
+from .xenstore.fake_xenstored import FakeXenstored
 
 ROOT = Path(__file__).parents[1]
 
@@ -61,6 +64,17 @@ def test_the_page_on_the_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_page_on_xen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert callable(run("docs/xen.md", monkeypatch)["show"])
+
+
+def test_the_page_on_the_xenstore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = run("docs/xenstore.md", monkeypatch)
+    with FakeXenstored(tmp_path) as daemon:
+        monkeypatch.setenv("XENSTORED_PATH", daemon.path)
+        daemon.write("/local/domain/3/name", "three")
+        for _ in range(3):
+            names["count"]("/tool/count")
+        assert daemon.tree["/tool/count"].value == b"3"
+        assert asyncio.run(names["name_of"](3)) == "three"
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ rightly (``except TimeoutError``, ``except OSError``). A wrong argument is a pla
     ├── XenCallError                also OSError
     ├── DaemonError
     ├── LabError
+    ├── XenStoreError               also OSError
     └── ForkError                   also RuntimeError
 
 Every constructor takes the message first and the attributes after it, by position, in the order in which the
@@ -391,6 +392,26 @@ class LabError(XenvirtError):
     def __init__(self, message: str = "", console: str = "") -> None:
         super().__init__(message, console)
         self.console = console
+
+
+class XenStoreError(XenvirtError, OSError):
+    """The xenstore refused an operation, did not answer in time, or cannot be reached.
+
+    You do not get it for what is refused without asking: a path that cannot be one, or a value that has no
+    room in a message, is a ``ValueError``.
+
+    Attributes:
+        errno: why: ENOENT (no such node), EACCES, EAGAIN (a transaction met a conflict), ENOSPC (a quota) and
+            so on as the xenstore says it; ETIMEDOUT, ECONNRESET (the daemon is gone, and this connection with
+            it), EPROTO (it answered nonsense) as we do.
+        path: the node, or whatever else the operation was about; None where there was none.
+    """
+
+    def __init__(self, message: str = "", errno: int = 0, path: str | None = None) -> None:
+        super().__init__(message, errno)
+        self._arguments = (message, errno, path)
+        self.errno = errno
+        self.path = path
 
 
 class ForkError(XenvirtError, RuntimeError):
