@@ -10,6 +10,7 @@ pub mod endpoint;
 pub mod event_loop;
 pub mod in_process;
 pub mod memory;
+pub mod mmio;
 pub mod ring;
 pub mod vhost_user;
 pub mod xen;
