@@ -1120,6 +1120,203 @@ class ForeignMapping(GuestMemory):
     def failures(self) -> tuple[FrameFailure, ...]:
         """The frames that are not mapped, by index."""
 
+# ---- Xen: grants
+
+@final
+class GrantFailure:
+    """A granted page that could not be mapped."""
+
+    @property
+    def index(self) -> int:
+        """Its place in the request, from 0."""
+    @property
+    def domid(self) -> int:
+        """The domain whose grant it was to be."""
+    @property
+    def reference(self) -> int:
+        """The reference that was asked for."""
+    @property
+    def errno(self) -> int:
+        """What the kernel says, as a positive ``errno``."""
+    @property
+    def reason(self) -> str:
+        """The errno in words that fit a grant."""
+    def __eq__(self, other: object, /) -> bool: ...
+
+@final
+class CopyFailure:
+    """A granted page that the hypervisor did not copy."""
+
+    @property
+    def index(self) -> int:
+        """The place of its reference in the request, from 0."""
+    @property
+    def domid(self) -> int:
+        """The domain whose grant it was to be."""
+    @property
+    def reference(self) -> int:
+        """The reference that was asked for."""
+    @property
+    def status(self) -> int:
+        """What the hypervisor says: GNTST_*, below 0 (xen/include/public/grant_table.h)."""
+    @property
+    def errno(self) -> int:
+        """The positive ``errno`` that comes nearest to it."""
+    @property
+    def reason(self) -> str:
+        """The status in words."""
+    def __eq__(self, other: object, /) -> bool: ...
+
+@final
+class GrantTable:
+    """Pages that other domains granted to this one, by /dev/xen/gntdev (Linux, drivers/xen/gntdev.c).
+
+    Pages are of 4 KiB. Where `references` is asked for, one number or a sequence of them is meant; they count
+    as one range of memory, in their order. `domid` is the domain that granted them, or a sequence with one
+    for each reference.
+
+    Args:
+        patience: how many seconds a page that is not there for the moment (paged out) is waited for.
+
+    Raises:
+        FileNotFoundError: there is no /dev/xen/gntdev: no Xen, or its module xen_gntdev is not loaded.
+        PermissionError: the device may not be opened.
+        ForkError: from every method, in a child of the process that opened the device.
+    """
+
+    def __new__(cls, *, patience: float = 5.0) -> Self: ...
+    def map(
+        self,
+        domid: int | Sequence[int],
+        references: int | Sequence[int],
+        *,
+        writable: bool = False,
+        clear_byte: int | None = None,
+        notify_port: int | None = None,
+    ) -> GrantMapping:
+        """Maps granted pages, all or none.
+
+        Close the mapping when you are done: as long as it lives the other domain cannot use the pages for
+        anything else. When it is unmapped, also because this process died, the two last arguments let the
+        other side know.
+
+        Args:
+            domid: who granted them.
+            references: which pages.
+            writable: for writing too; what is granted for reading only is refused then.
+            clear_byte: the byte of the mapping, by its offset, that becomes 0; only with `writable`.
+            notify_port: the event channel that is notified, a port of this process's :class:`EventChannels`.
+
+        Raises:
+            GrantMapError: a reference is bad (then ``failures`` has every bad one), or the request as a
+                whole was refused.
+            ValueError: no references; `clear_byte` is not in the pages, or they are not writable.
+        """
+    def copy_from(
+        self, domid: int | Sequence[int], references: int | Sequence[int], size: int, *, offset: int = 0
+    ) -> bytes:
+        """Has the hypervisor copy bytes from granted pages, which are not mapped: cheaper for a few bytes.
+
+        Args:
+            domid: who granted them.
+            references: which pages.
+            size: how many bytes.
+            offset: where they begin in the range that the pages make.
+
+        Raises:
+            GrantCopyError: a page was refused; ``failures`` has each.
+            ValueError: the bytes do not lie in the pages.
+        """
+    def copy_to(
+        self, domid: int | Sequence[int], references: int | Sequence[int], data: BytesLike, *, offset: int = 0
+    ) -> int:
+        """Has the hypervisor copy all of the data to granted pages, and returns how many bytes that were.
+
+        Raises:
+            GrantCopyError: a page was refused; ``failures`` has each. The others may have been written.
+            ValueError: the bytes do not lie in the pages.
+        """
+    def fileno(self) -> int:
+        """The device's descriptor; ValueError once it is closed."""
+    def close(self) -> None:
+        """Closes the device. Mappings stay."""
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+@final
+class GrantMapping(GuestMemory):
+    """Granted pages, mapped one after the other: addresses are byte offsets from the first."""
+
+    @property
+    def pages(self) -> int:
+        """How many pages of 4 KiB it has."""
+
+@final
+class GrantAllocator:
+    """Pages of ours that other domains may map, by /dev/xen/gntalloc (Linux, drivers/xen/gntalloc.c).
+
+    The kernel has a limit for all programs together: /sys/module/xen_gntalloc/parameters/limit, 1024 pages
+    unless it is set.
+
+    Raises:
+        FileNotFoundError: there is no /dev/xen/gntalloc: no Xen, or its module xen_gntalloc is not loaded.
+        PermissionError: the device may not be opened.
+        ForkError: from every method, in a child of the process that opened the device.
+    """
+
+    def __new__(cls) -> Self: ...
+    def share(
+        self,
+        domid: int,
+        pages: int = 1,
+        *,
+        writable: bool = True,
+        clear_byte: int | None = None,
+        notify_port: int | None = None,
+    ) -> GrantShare:
+        """Makes pages of zeroes and grants them to a domain. Here they can be written in any case.
+
+        Args:
+            domid: who may map them.
+            pages: how many, of 4 KiB.
+            writable: whether that domain may write, too.
+            clear_byte: the byte of the pages, by its offset, that becomes 0 when the share is closed, also
+                because this process died.
+            notify_port: the event channel that is notified then, a port that this process has bound.
+
+        Raises:
+            MapError: the kernel refused (ENOSPC: its limit).
+            ValueError: no page; `clear_byte` is not in the pages.
+        """
+    def fileno(self) -> int:
+        """The device's descriptor; ValueError once it is closed."""
+    def close(self) -> None:
+        """Closes the device. What is shared stays so."""
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+@final
+class GrantShare(GuestMemory):
+    """Pages that a domain may map: addresses are byte offsets from the first.
+
+    Closing it ends the grants. What the other domain still has mapped it keeps until it lets go of it, and
+    the kernel keeps the page until then.
+    """
+
+    @property
+    def references(self) -> tuple[int, ...]:
+        """The reference of each page: what the other domain has to be told."""
+
 # ---- Xen: event channels, device model
 
 @final

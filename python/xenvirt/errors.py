@@ -12,8 +12,10 @@ rightly (``except TimeoutError``, ``except OSError``). A wrong argument is a pla
     │   ├── GuestMemoryFault        also OSError (EFAULT)
     │   ├── ReadOnlyMemoryError     also PermissionError (EACCES)
     │   ├── MemoryTableError        also ValueError
-    │   └── MapError                also OSError
-    │       └── ForeignMapError
+    │   ├── MapError                also OSError
+    │   │   ├── ForeignMapError
+    │   │   └── GrantMapError
+    │   └── GrantCopyError          also OSError
     ├── QueueError
     │   ├── RingError
     │   ├── StaleChainError
@@ -47,7 +49,7 @@ import errno as _errno
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from xenvirt._native import FrameFailure
+    from xenvirt._native import CopyFailure, FrameFailure, GrantFailure
 
 
 class XenvirtError(Exception):
@@ -138,6 +140,40 @@ class ForeignMapError(MapError):
     def __init__(self, message: str = "", errno: int = 0, failures: tuple[FrameFailure, ...] = ()) -> None:
         super().__init__(message, errno)
         self._arguments = (message, errno, failures)
+        self.failures = failures
+
+
+class GrantMapError(MapError):
+    """Pages that another Xen domain granted could not be mapped. Nothing of the request stays mapped.
+
+    Attributes:
+        errno: why; where single grants are bad, what the kernel says of the first of them. It says EINVAL for
+            all that can be wrong with one: a reference that is not in use or granted to another domain, a
+            domain that is not there, a page that is granted for reading and was to be written.
+        failures: every bad grant, with ``index``, ``domid``, ``reference``, ``errno`` and ``reason``; empty
+            where the request as a whole was refused.
+    """
+
+    def __init__(self, message: str = "", errno: int = 0, failures: tuple[GrantFailure, ...] = ()) -> None:
+        super().__init__(message, errno)
+        self._arguments = (message, errno, failures)
+        self.failures = failures
+
+
+class GrantCopyError(GuestMemoryError, OSError):
+    """The hypervisor did not copy to or from pages that another domain granted. What lies in the pages that
+    are not named may have been copied.
+
+    Attributes:
+        errno: the number that comes nearest to the status of the first page that was refused; the kernel's
+            own where it refused the whole.
+        failures: every page that was refused, with ``index``, ``domid``, ``reference``, ``status`` (GNTST_*,
+            xen/include/public/grant_table.h), ``errno`` and ``reason``.
+    """
+
+    def __init__(self, message: str = "", errno: int = 0, failures: tuple[CopyFailure, ...] = ()) -> None:
+        super().__init__(message, errno, failures)
+        self.errno = errno
         self.failures = failures
 
 

@@ -1,26 +1,40 @@
-"""Xen, from a dom0 or a driver domain: memory of other domains by foreign mappings, event channels, and what
-stands in for a device of another domain."""
+"""Xen, from a dom0 or a driver domain: memory of other domains by foreign mappings and by grants, event
+channels, and what stands in for a device of another domain."""
 
 from xenvirt._native import (
+    CopyFailure,
     DeviceModel,
     EventChannels,
     ForeignMapping,
     ForeignMemory,
     FrameFailure,
+    GrantAllocator,
+    GrantFailure,
+    GrantMapping,
+    GrantShare,
+    GrantTable,
     HypercallBuffer,
     InterruptFd,
     IoreqServer,
     IoRequest,
 )
-from xenvirt.errors import ForeignMapError, XenCallError
+from xenvirt.errors import ForeignMapError, GrantCopyError, GrantMapError, XenCallError
 
 __all__ = [
+    "CopyFailure",
     "DeviceModel",
     "EventChannels",
     "ForeignMapError",
     "ForeignMapping",
     "ForeignMemory",
     "FrameFailure",
+    "GrantAllocator",
+    "GrantCopyError",
+    "GrantFailure",
+    "GrantMapError",
+    "GrantMapping",
+    "GrantShare",
+    "GrantTable",
     "HypercallBuffer",
     "InterruptFd",
     "IoRequest",

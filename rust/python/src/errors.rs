@@ -1,6 +1,9 @@
 //! The one crossing from errors of the core to exceptions of `xenvirt.errors`.
 
-use crate::xen::foreign::failures_of;
+use crate::xen::{
+    foreign::failures_of,
+    grants::{copy_failures, grant_failures},
+};
 use pyo3::{
     exceptions::{PyOSError, PyValueError},
     import_exception,
@@ -13,7 +16,7 @@ use xenvirt_core::{
     memory::{MapError, MemoryError},
     ring::{BatchError, ChainError, DriverError, RingError},
     vhost_user::{FrontendError, ProtocolError},
-    xen::{CallError, ForeignMapError, ServerError},
+    xen::{CallError, ForeignMapError, GrantCopyError, GrantMapError, ServerError, ShareError},
 };
 
 mod python {
@@ -23,6 +26,8 @@ mod python {
     import_exception!(xenvirt.errors, DisconnectedError);
     import_exception!(xenvirt.errors, ForeignMapError);
     import_exception!(xenvirt.errors, ForkError);
+    import_exception!(xenvirt.errors, GrantCopyError);
+    import_exception!(xenvirt.errors, GrantMapError);
     import_exception!(xenvirt.errors, GuestAddressError);
     import_exception!(xenvirt.errors, GuestMemoryFault);
     import_exception!(xenvirt.errors, LinkTimeoutError);
@@ -66,6 +71,12 @@ pub enum Error {
     Call(CallError),
     /// An IOREQ server that could not be made.
     Server(ServerError),
+    /// Grants that were to be mapped.
+    Grant(GrantMapError),
+    /// Grants that were to be copied.
+    GrantCopy(GrantCopyError),
+    /// Pages that were to be granted.
+    Share(ShareError),
     /// In-process driver and device.
     Start(StartError),
     /// The kernel, where no object of ours is to blame.
@@ -91,6 +102,9 @@ impl From<Error> for PyErr {
             Error::Server(ref whole @ ServerError::Map(ref error)) => foreign(whole.to_string(), error),
             Error::Server(ServerError::Call(error)) => call(&error),
             Error::Server(error) => python::XenCallError::new_err(error.to_string()),
+            Error::Grant(error) => grant(error.to_string(), &error),
+            Error::GrantCopy(error) => grant_copy(&error),
+            Error::Share(error) => share(&error),
             Error::Start(error) => start(&error),
             Error::Errno(errno) => os_error(errno, &errno.to_string()),
             Error::Python(error) => error,
@@ -113,6 +127,7 @@ fn memory(error: &MemoryError) -> PyErr {
         MemoryError::ReadOnly { .. } => python::ReadOnlyMemoryError::new_err(text),
         MemoryError::Fault { .. } | MemoryError::Gone => python::GuestMemoryFault::new_err(text),
         MemoryError::Unreachable { source: MapError::Foreign(error), .. } => foreign(text, error),
+        MemoryError::Unreachable { source: MapError::Grant(error), .. } => grant(text, error),
         MemoryError::Unreachable { source, .. } => python::MapError::new_err((text, errno(source))),
         MemoryError::Forked { .. } => python::ForkError::new_err(text),
         MemoryError::Closed => PyValueError::new_err(text),
@@ -122,6 +137,7 @@ fn memory(error: &MemoryError) -> PyErr {
 fn map(error: &MapError) -> PyErr {
     match error {
         MapError::Foreign(error) => foreign(error.to_string(), error),
+        MapError::Grant(error) => grant(error.to_string(), error),
         _ => python::MapError::new_err((error.to_string(), errno(error))),
     }
 }
@@ -243,6 +259,40 @@ fn call(error: &CallError) -> PyErr {
     }
 }
 
+fn grant(text: String, error: &GrantMapError) -> PyErr {
+    let failures = match error {
+        GrantMapError::Count(_) | GrantMapError::Notify { .. } => return PyValueError::new_err(text),
+        GrantMapError::Grants { failures, .. } => failures.as_slice(),
+        _ => &[],
+    };
+    let errno = error.errno().map_or(0, Errno::raw_os_error);
+    Python::attach(|py| match grant_failures(py, failures) {
+        Ok(failures) => python::GrantMapError::new_err((text, errno, failures.unbind())),
+        Err(error) => error,
+    })
+}
+
+fn grant_copy(error: &GrantCopyError) -> PyErr {
+    let text = error.to_string();
+    let failures = match error {
+        GrantCopyError::Range { .. } => return PyValueError::new_err(text),
+        GrantCopyError::Pages { failures, .. } => failures.as_slice(),
+        _ => &[],
+    };
+    let errno = error.errno().map_or(0, Errno::raw_os_error);
+    Python::attach(|py| match copy_failures(py, failures) {
+        Ok(failures) => python::GrantCopyError::new_err((text, errno, failures.unbind())),
+        Err(error) => error,
+    })
+}
+
+fn share(error: &ShareError) -> PyErr {
+    match error.errno() {
+        None => PyValueError::new_err(error.to_string()),
+        Some(errno) => python::MapError::new_err((error.to_string(), errno.raw_os_error())),
+    }
+}
+
 fn start(error: &StartError) -> PyErr {
     match error {
         StartError::Ring { index, error } => ring(u16::try_from(*index).ok(), error),
@@ -273,6 +323,9 @@ from!(
     Foreign(ForeignMapError),
     Call(CallError),
     Server(ServerError),
+    Grant(GrantMapError),
+    GrantCopy(GrantCopyError),
+    Share(ShareError),
     Start(StartError),
     Errno(Errno),
     Python(PyErr),

@@ -32,6 +32,7 @@ mod _native {
         relay::{Relay, RelayMessage},
         xen::evtchn::EventChannels,
         xen::foreign::{ForeignMapping, ForeignMemory, FrameFailure},
+        xen::grants::{CopyFailure, GrantAllocator, GrantFailure, GrantMapping, GrantShare, GrantTable},
         xen::hypercall::HypercallBuffer,
         xen::ioreq::{IoRequest, IoreqServer},
         xen::model::{DeviceModel, InterruptFd},

@@ -160,7 +160,7 @@ impl GrantCalls for FakeGrants {
             let page = self.state().pages.get(&(domain, reference)).copied();
             segment.status = match page {
                 None => -3,
-                Some(page) if !to_us && !page.writable => -8,
+                Some(page) if !to_us && !page.writable => -1,
                 Some(page) => {
                     let place = page.at + u64::from(offset);
                     // SAFETY: the test borrows as many bytes there.

@@ -34,7 +34,7 @@ impl CopyFailure {
         match self.status {
             -2 => Errno::SRCH,
             -3 | -10 => Errno::INVAL,
-            -8 => Errno::ACCESS,
+            -1 | -8 => Errno::ACCESS,
             -9 => Errno::FAULT,
             -12 => Errno::AGAIN,
             _ => Errno::IO,
@@ -44,9 +44,11 @@ impl CopyFailure {
     /// The status in words.
     pub fn reason(&self) -> &'static str {
         match self.status {
+            // What Xen's _set_status says (xen/common/grant_table.c).
+            -1 => "it is not in use, granted to another domain, or for reading only",
             -2 => "there is no such domain",
-            -3 => "there is no such reference, or it is not granted to this domain",
-            -8 => "it is granted for reading only, or to another domain",
+            -3 => "there is no such reference",
+            -8 => "the hypervisor does not permit it",
             -9 => "the page may not be copied",
             -10 => "the copy would leave the page",
             -12 => "the page is not there for the moment",
@@ -149,6 +151,19 @@ pub fn copy_to_grants(
     unsafe { run(calls, segments.collect(), &pieces) }
 }
 
+/// Do these bytes lie in the pages?
+///
+/// # Errors
+/// [`GrantCopyError::Range`].
+pub fn check_copy(grants: &[Grant], offset: u64, len: u64) -> Result<(), GrantCopyError> {
+    end_of(grants, offset, len).map(drop)
+}
+
+fn end_of(grants: &[Grant], offset: u64, len: u64) -> Result<u64, GrantCopyError> {
+    let end = offset.checked_add(len).filter(|&end| end <= grants.len() as u64 * FRAME as u64);
+    end.ok_or(GrantCopyError::Range { offset, len, pages: grants.len() })
+}
+
 /// The part of a range that lies in one page.
 struct Piece {
     index: usize,
@@ -167,8 +182,7 @@ impl Piece {
 
 fn pieces(grants: &[Grant], offset: u64, len: u64) -> Result<Vec<Piece>, GrantCopyError> {
     let frame = FRAME as u64;
-    let end = offset.checked_add(len).filter(|&end| end <= grants.len() as u64 * frame);
-    let end = end.ok_or(GrantCopyError::Range { offset, len, pages: grants.len() })?;
+    let end = end_of(grants, offset, len)?;
     let piece = |(index, &grant): (usize, &Grant)| {
         let page = index as u64 * frame;
         let (from, to) = (offset.max(page), end.min(page + frame));
@@ -238,11 +252,11 @@ mod tests {
         let error = copy_to_grants(&fake, &grants(&[8, 77, 10]), 0, (&bytes[..]).into()).unwrap_err();
         let GrantCopyError::Pages { count: 3, failures } = &error else { panic!("{error}") };
         let failures: Vec<_> = failures.iter().map(|one| (one.index, one.status, one.errno())).collect();
-        assert_eq!(failures, [(1, -3, Errno::INVAL), (2, -8, Errno::ACCESS)]);
+        assert_eq!(failures, [(1, -3, Errno::INVAL), (2, -1, Errno::ACCESS)]);
         assert_eq!(
             error.to_string(),
             "2 of 3 pages could not be copied; the first is reference 77 of domain 3: \
-             there is no such reference, or it is not granted to this domain"
+             there is no such reference"
         );
         assert_eq!(fake.read(grants(&[8])[0], 4095, 1), [1]);
     }

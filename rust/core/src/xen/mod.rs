@@ -35,7 +35,7 @@ pub(crate) use foreign::{fill, refused};
 pub use gntalloc::{Gntalloc, ShareCalls};
 pub use gntdev::{Gntdev, Grant, GrantCalls, UnmapNotify};
 pub use grant::{GrantFailure, GrantMapError, GrantMapping, GrantRequest};
-pub use grant_copy::{CopyFailure, GrantCopyError, copy_from_grants, copy_to_grants};
+pub use grant_copy::{CopyFailure, GrantCopyError, check_copy, copy_from_grants, copy_to_grants};
 pub use hypercall::{BufferKind, HypercallBuffer};
 pub use ioreq::{
     IoreqServer, MAX_VCPUS, PageSource, PendingRequest, PerformError, Registers, Request, RequestData,

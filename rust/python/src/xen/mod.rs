@@ -2,6 +2,7 @@
 
 pub mod evtchn;
 pub mod foreign;
+pub mod grants;
 pub mod hypercall;
 pub mod ioreq;
 pub mod model;
