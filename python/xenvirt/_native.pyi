@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Literal, Self, final
+from typing import Final, Literal, Self, final
 
 from typing_extensions import Buffer, disjoint_base
 
@@ -1065,6 +1065,24 @@ class ForeignMemory:
                 restricted to another domain (EPERM), dom0 is out of pages (ENOMEM).
             ValueError: no frames, a negative one, or 2^32 and more.
         """
+    def attach(
+        self, domid: int, ranges: Iterable[range], *, writable: bool = False, limit: int | None = None
+    ) -> AttachedMemory:
+        """Attaches to a guest's memory, at its own addresses. Nothing is mapped until it is touched.
+
+        Args:
+            domid: the domain; not a PV one, whose frame numbers are the machine's.
+            ranges: where its RAM is, or may be: guest physical addresses, whole frames.
+            writable: for writing too.
+            limit: how many bytes may stay mapped; None for as many as are touched. What is used at a time
+                may exceed it.
+
+        Raises:
+            MemoryTableError: a range is empty, not of whole frames, or overlaps another.
+            ForeignMapError: this process has not the addresses for so much (ENOMEM). You do not get it for a
+                domain that is not there: that is found when the memory is touched.
+            ValueError: no ranges, or one with a step.
+        """
     def map_resource(
         self,
         domid: int,
@@ -1119,6 +1137,36 @@ class ForeignMapping(GuestMemory):
     @property
     def failures(self) -> tuple[FrameFailure, ...]:
         """The frames that are not mapped, by index."""
+
+@final
+class AttachedMemory(GuestMemory):
+    """A guest's memory at its own addresses, mapped by windows when it is touched.
+
+    Attaching to a large guest costs no more than attaching to a small one. A window that was given back and
+    is mapped again is at the address where it was. Touching what the guest has not (a hole, memory that was
+    ballooned out, a domain that is gone) raises ForeignMapError, which names each frame of the access that
+    failed; what was mapped before a domain was destroyed stays readable until it is given back.
+    """
+
+    WINDOW: Final[int]
+    """Bytes of a window."""
+
+    @property
+    def domid(self) -> int:
+        """The domain."""
+    @property
+    def mapped_bytes(self) -> int:
+        """How many bytes are in windows now. ValueError once it is closed."""
+    @property
+    def limit(self) -> int | None:
+        """How many bytes may stay mapped; what is used the longest time ago is given back first."""
+    @limit.setter
+    def limit(self, limit: int | None) -> None: ...
+    def invalidate(self) -> None:
+        """The guest's memory map has changed: no access that begins from now on sees what was mapped before.
+
+        Windows that nobody uses are given back at once, others when their last view or chain is gone.
+        """
 
 # ---- Xen: grants
 

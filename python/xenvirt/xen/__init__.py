@@ -2,6 +2,7 @@
 channels, and what stands in for a device of another domain."""
 
 from xenvirt._native import (
+    AttachedMemory,
     CopyFailure,
     DeviceModel,
     EventChannels,
@@ -21,6 +22,7 @@ from xenvirt._native import (
 from xenvirt.errors import ForeignMapError, GrantCopyError, GrantMapError, XenCallError
 
 __all__ = [
+    "AttachedMemory",
     "CopyFailure",
     "DeviceModel",
     "EventChannels",

@@ -30,6 +30,7 @@ mod _native {
         memory::{FileRegion, GuestMemory},
         queue::{Chain, VirtQueue},
         relay::{Relay, RelayMessage},
+        xen::attached::AttachedMemory,
         xen::evtchn::EventChannels,
         xen::foreign::{ForeignMapping, ForeignMemory, FrameFailure},
         xen::grants::{CopyFailure, GrantAllocator, GrantFailure, GrantMapping, GrantShare, GrantTable},

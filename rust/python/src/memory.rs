@@ -135,6 +135,16 @@ impl GuestMemory {
     }
 }
 
+/// Runs an access: detached from the interpreter if it copies much, or may have to wait for a mapping.
+fn reaching<R: Send>(
+    py: Python<'_>,
+    memory: &core::GuestMemory,
+    len: usize,
+    access: impl FnOnce() -> R + Send,
+) -> R {
+    if memory.is_resident() { copying(py, len, access) } else { py.detach(access) }
+}
+
 #[pymethods]
 impl GuestMemory {
     #[new]
@@ -163,7 +173,7 @@ impl GuestMemory {
         let memory = self.table.snapshot()?;
         // Before room is made for it.
         memory.validate(address, size as u64, Access::Read)?;
-        new_bytes(py, size, |target| copying(py, size, || memory.read_into(address, target)))
+        new_bytes(py, size, |target| reaching(py, &memory, size, || memory.read_into(address, target)))
     }
 
     /// Fills all of a buffer from a guest address on.
@@ -172,7 +182,7 @@ impl GuestMemory {
         let mut buffer = BorrowedBuffer::writable(buffer)?;
         let size = buffer.len();
         let target = buffer.target()?;
-        copying(py, size, || memory.read_into(address, target))?;
+        reaching(py, &memory, size, || memory.read_into(address, target))?;
         Ok(size)
     }
 
@@ -181,14 +191,23 @@ impl GuestMemory {
         let memory = self.table.snapshot()?;
         let data = BorrowedBuffer::readable(data)?;
         let source = data.source();
-        copying(py, data.len(), || memory.write_from(address, source))?;
+        reaching(py, &memory, data.len(), || memory.write_from(address, source))?;
         Ok(data.len())
     }
 
     /// The bytes themselves, as an object with the buffer protocol.
     #[pyo3(signature = (address, size, *, writable = None))]
-    fn view(&self, address: u64, size: u64, writable: Option<bool>) -> Result<MemoryView, Error> {
-        let lease = |access| self.table.lease(address, size, access);
+    fn view(
+        &self,
+        py: Python<'_>,
+        address: u64,
+        size: u64,
+        writable: Option<bool>,
+    ) -> Result<MemoryView, Error> {
+        let lease = |access| match self.table.is_resident() {
+            true => self.table.lease(address, size, access),
+            false => py.detach(|| self.table.lease(address, size, access)),
+        };
         let (lease, writable) = match writable {
             Some(true) => (lease(Access::Write)?, true),
             Some(false) => (lease(Access::Read)?, false),

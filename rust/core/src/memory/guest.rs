@@ -49,6 +49,8 @@ struct Table {
     /// The same regions in the same order.
     spans: Box<[Span]>,
     regions: Box<[Region]>,
+    /// All of them.
+    resident: bool,
     owner: Owner,
 }
 
@@ -63,7 +65,8 @@ pub struct GuestMemory {
 impl Default for GuestMemory {
     /// A table without regions.
     fn default() -> Self {
-        Self { table: Arc::new(Table { spans: [].into(), regions: [].into(), owner: Owner::this_process() }) }
+        let (spans, regions, owner) = ([].into(), [].into(), Owner::this_process());
+        Self { table: Arc::new(Table { spans, regions, resident: true, owner }) }
     }
 }
 
@@ -95,7 +98,9 @@ impl GuestMemory {
             }
         }
         let spans = regions.iter().map(Span::of).collect();
-        Ok(Self { table: Arc::new(Table { spans, regions: regions.into(), owner: Owner::this_process() }) })
+        let resident = regions.iter().all(|region| region.backing.resident().is_some());
+        let (regions, owner) = (regions.into(), Owner::this_process());
+        Ok(Self { table: Arc::new(Table { spans, regions, resident, owner }) })
     }
 
     /// The regions, sorted by guest address.
@@ -107,6 +112,12 @@ impl GuestMemory {
     #[inline]
     pub fn check_owner(&self) -> Result<(), MemoryError> {
         self.table.owner.check()
+    }
+
+    /// Is all of it mapped at any time, so that no access has to wait for a mapping?
+    #[inline]
+    pub fn is_resident(&self) -> bool {
+        self.table.resident
     }
 
     /// True if any region went away under us. One load, as long as this process never saw a fault.

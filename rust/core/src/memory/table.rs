@@ -117,6 +117,11 @@ impl SharedMemoryTable {
         }
     }
 
+    /// Is all of it mapped at any time, so that no access has to wait for a mapping?
+    pub fn is_resident(&self) -> bool {
+        self.owner.is_this_process() && self.shared().as_ref().is_none_or(GuestMemory::is_resident)
+    }
+
     /// Was it closed?
     pub fn is_closed(&self) -> bool {
         // The lock of a child may have been held by a thread of its parent.

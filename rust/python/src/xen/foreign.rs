@@ -13,10 +13,11 @@ use pyo3::{
     types::{PyRange, PyTuple},
 };
 use xenvirt_core::{
-    memory::SharedMemoryTable,
+    memory::{AttachRequest, SharedMemoryTable},
     xen::{self, ForeignCalls, MapRequest, Privcmd, Resource},
 };
 
+use super::attached::{AttachedMemory, address_ranges};
 use crate::{errors::Error, memory::GuestMemory};
 
 /// A frame that could not be mapped.
@@ -106,6 +107,22 @@ impl ForeignMemory {
         let map = if partial { xen::ForeignMapping::partial } else { xen::ForeignMapping::whole };
         let mapped = py.detach(|| map(&*device, &request))?;
         ForeignMapping::new(py, mapped)
+    }
+
+    /// Attaches to a guest's memory.
+    #[pyo3(signature = (domid, ranges, *, writable = false, limit = None))]
+    fn attach(
+        &self,
+        py: Python<'_>,
+        domid: u16,
+        ranges: &Bound<'_, PyAny>,
+        writable: bool,
+        limit: Option<u64>,
+    ) -> Result<Py<AttachedMemory>, Error> {
+        let (device, ranges) = (self.device()?, address_ranges(ranges)?);
+        let limit = limit.unwrap_or(u64::MAX);
+        let request = AttachRequest { domain: domid, writable, patience: self.patience, limit };
+        AttachedMemory::new(py, device, &ranges, &request)
     }
 
     /// Maps frames of a resource.

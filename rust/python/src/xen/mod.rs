@@ -1,5 +1,6 @@
 //! Xen's devices for Python, a file for each.
 
+pub mod attached;
 pub mod evtchn;
 pub mod foreign;
 pub mod grants;

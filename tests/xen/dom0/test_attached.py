@@ -1,0 +1,257 @@
+"""A whole guest's memory on real Xen: attached at once, mapped by windows when it is touched."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from xenvirt.errors import ForkError, GuestAddressError, MemoryTableError, ReadOnlyMemoryError
+from xenvirt.memory import FileRegion, GuestMemory
+from xenvirt.xen import AttachedMemory, ForeignMapError, ForeignMemory
+
+from .conftest import make_guest, xl
+
+pytestmark = pytest.mark.dom0("pv", "pvh", "aarch64")
+
+FRAME = 4096
+MIB = 1 << 20
+WINDOW = AttachedMemory.WINDOW
+START = 0x4000_0000 if os.uname().machine == "aarch64" else 0
+RAM = range(START, START + 128 * MIB)
+"""Of the guest: on Arm its first bank."""
+BEYOND = range(RAM.stop, RAM.stop + 16 * MIB)
+"""Where it has nothing."""
+ADDRESS_SPACE = 64 << 30
+
+
+@pytest.fixture
+def memory(guest: int) -> Iterator[AttachedMemory]:
+    with ForeignMemory() as foreign, foreign.attach(guest, [RAM], writable=True) as attached:
+        yield attached
+
+
+def mappings() -> int:
+    return Path("/proc/self/maps").read_text().count("/dev/xen/privcmd")
+
+
+def address_of(view: memoryview) -> int:
+    """Where it is in this process."""
+    import ctypes
+
+    return ctypes.addressof(ctypes.c_char.from_buffer(view))
+
+
+def test_attaching_maps_nothing_and_a_touch_maps_one_window(memory: AttachedMemory, guest: int) -> None:
+    assert (memory.domid, memory.mapped_bytes, mappings()) == (guest, 0, 0)
+    memory.read(RAM.start + 5 * WINDOW + 7, 1)
+    assert (memory.mapped_bytes, mappings()) == (WINDOW, 1)
+    memory.read(RAM.start + 6 * WINDOW - 1, 1)
+    assert (memory.mapped_bytes, mappings()) == (WINDOW, 1)
+
+
+def test_it_is_the_memory_that_a_mapping_of_frames_shows(memory: AttachedMemory, guest: int) -> None:
+    at = RAM.start + 48 * MIB - 3
+    before = memory.read(at, 6)
+    memory.write(at, b"abcdef")  # across windows
+    with ForeignMemory() as foreign:
+        frame = at // FRAME
+        with foreign.map(guest, [frame, frame + 1], writable=True) as frames:
+            assert frames.read(FRAME - 3, 6) == b"abcdef"
+            frames.write(FRAME - 3, before)
+    assert memory.read(at, 6) == before
+
+
+def test_all_of_a_guest_is_read_through_few_windows(memory: AttachedMemory) -> None:
+    memory.limit = 4 * WINDOW
+    for at in range(RAM.start, RAM.stop - 16 * MIB, MIB):  # the end of it is the toolstack's
+        assert len(memory.read(at, FRAME)) == FRAME
+        assert memory.mapped_bytes <= 4 * WINDOW
+    assert mappings() == 4
+
+
+def test_what_was_used_last_stays_under_the_limit(memory: AttachedMemory) -> None:
+    memory.limit = 2 * WINDOW
+    first, second, third = (RAM.start + index * WINDOW for index in (20, 21, 22))
+    held = memory.view(first, 8)
+    memory.read(second, 1)
+    memory.read(third, 1)
+    assert memory.mapped_bytes == 2 * WINDOW
+    assert bytes(memoryview(held)) == memory.read(first, 8)
+    memory.limit = 0
+    assert memory.mapped_bytes == WINDOW, "what is viewed stays"
+    held.release()
+    assert (memory.mapped_bytes, memory.limit, mappings()) == (0, 0, 0)
+    memory.limit = None
+    memory.read(first, 1)
+    assert (memory.mapped_bytes, memory.limit) == (WINDOW, None)
+
+
+def test_a_window_that_comes_again_is_at_its_address(memory: AttachedMemory) -> None:
+    def where() -> int:
+        with memory.view(RAM.start + 9 * WINDOW + 5, 16) as view:
+            return address_of(memoryview(view))
+
+    before = where()
+    memory.invalidate()
+    assert (memory.mapped_bytes, mappings()) == (0, 0)
+    memory.read(RAM.start, 1)
+    assert where() == before
+
+
+def test_a_window_in_use_is_given_back_after_its_last_view(memory: AttachedMemory) -> None:
+    view = memory.view(RAM.start + WINDOW, 8)
+    memory.invalidate()
+    assert memory.mapped_bytes == WINDOW
+    memoryview(view)[:4] = b"view"
+    assert memory.read(RAM.start + WINDOW, 4) == b"view", "mapped for this access alone"
+    assert memory.mapped_bytes == WINDOW
+    view.release()
+    assert (memory.mapped_bytes, mappings()) == (0, 0)
+
+
+def test_a_hole_raises_and_names_its_frames(guest: int) -> None:
+    with ForeignMemory() as foreign, foreign.attach(guest, [RAM, BEYOND], writable=True) as memory:
+        accesses: list[Callable[[], object]] = [
+            lambda: memory.read(BEYOND.start + 3 * MIB + 1, FRAME),
+            lambda: memory.write(BEYOND.start + 3 * MIB + 1, bytes(FRAME)),
+            lambda: memory.view(BEYOND.start + 3 * MIB + 1, FRAME),
+        ]
+        for access in accesses:
+            with pytest.raises(ForeignMapError, match="no such frame") as caught:
+                access()
+            first = (BEYOND.start + 3 * MIB) // FRAME
+            failed = [(one.frame, one.errno) for one in caught.value.failures]
+            assert failed == [(first, errno.EINVAL), (first + 1, errno.EINVAL)]
+        assert (memory.mapped_bytes, mappings()) == (0, 0), "nothing is kept of it"
+        assert memory.read(RAM.start, 1)
+
+
+def test_between_the_ranges_there_is_nothing(guest: int) -> None:
+    far = range(0x2_0000_0000, 0x2_0000_0000 + 64 * MIB)
+    with ForeignMemory() as foreign, foreign.attach(guest, [far, RAM]) as memory:
+        assert [(one.guest_address, one.size) for one in memory.regions] == [
+            (RAM.start, 128 * MIB),
+            (far.start, 64 * MIB),
+        ]
+        assert {one.kind for one in memory.regions} == {"foreign"}
+        with pytest.raises(GuestAddressError):
+            memory.read(RAM.stop, 1)
+        with pytest.raises(GuestAddressError):
+            memory.read(RAM.stop - 1, 2)
+
+
+def test_a_guest_of_any_size_is_attached_at_once(guest: int) -> None:
+    with ForeignMemory() as foreign:
+        huge = range(RAM.start, RAM.start + ADDRESS_SPACE)
+        with foreign.attach(guest, [huge], writable=True) as memory:
+            assert (memory.mapped_bytes, mappings()) == (0, 0)
+            assert len(memory.read(RAM.start + 16 * MIB, 64)) == 64
+            with pytest.raises(ForeignMapError):
+                memory.read(huge.stop - 1, 1)
+
+
+def test_it_stands_in_a_table_beside_a_shared_file(memory: AttachedMemory) -> None:
+    fd = os.memfd_create("beside", os.MFD_CLOEXEC)
+    os.ftruncate(fd, MIB)
+    at = 0x8000_0000_0000
+    with GuestMemory([*memory.regions, FileRegion(fd, at, MIB)]) as both:
+        os.close(fd)
+        both.write(at, b"in the file")
+        both.write(RAM.start + 32 * MIB, b"in the guest")
+        assert both.read(at, 11) == b"in the file"
+        assert memory.read(RAM.start + 32 * MIB, 12) == b"in the guest"
+
+
+def test_without_writable_it_is_only_read(guest: int) -> None:
+    with ForeignMemory() as foreign, foreign.attach(guest, [RAM]) as memory:
+        assert memoryview(memory.view(RAM.start, 1)).readonly
+        with pytest.raises(ReadOnlyMemoryError):
+            memory.write(RAM.start, b"x")
+
+
+def test_a_domain_that_is_destroyed_while_attached_takes_nobody_down(tmp_path: Path) -> None:
+    domid = make_guest(tmp_path, "doomed")
+    with ForeignMemory() as foreign, foreign.attach(domid, [RAM]) as memory:
+        content = memory.read(RAM.start + 16 * MIB, FRAME)
+        xl("destroy", str(domid))
+        assert memory.read(RAM.start + 16 * MIB, FRAME) == content, "what is mapped stays"
+        with pytest.raises(ForeignMapError):
+            memory.read(RAM.start + 64 * MIB, 1)
+        memory.invalidate()
+        with pytest.raises(ForeignMapError) as caught:
+            memory.read(RAM.start + 16 * MIB, 1)
+        assert caught.value.errno == errno.ESRCH
+        assert (memory.mapped_bytes, mappings()) == (0, 0)
+    assert f" {domid} " not in xl("list"), "nothing of ours keeps it"
+
+
+def test_a_domain_that_is_not_there_is_found_when_it_is_touched() -> None:
+    with ForeignMemory() as foreign, foreign.attach(0x7000, [RAM]) as memory:
+        with pytest.raises(ForeignMapError, match="no such domain") as caught:
+            memory.read(RAM.start, 1)
+        assert caught.value.errno == errno.ESRCH
+
+
+def test_a_restricted_device_attaches_to_its_own_domain_alone(guest: int) -> None:
+    with ForeignMemory() as foreign:
+        foreign.restrict(guest)
+        with foreign.attach(guest, [RAM]) as memory:
+            assert memory.read(RAM.start, 1)
+        with foreign.attach(0, [RAM]) as other, pytest.raises(ForeignMapError) as caught:
+            other.read(RAM.start, 1)
+        assert caught.value.errno == errno.EPERM
+
+
+def test_it_outlives_its_device_and_a_view_keeps_it_open(guest: int) -> None:
+    with ForeignMemory() as foreign:
+        memory = foreign.attach(guest, [RAM])
+    view = memory.view(RAM.start + 2 * WINDOW, 8)
+    with pytest.raises(BufferError):
+        memory.close()
+    view.release()
+    memory.close()
+    assert mappings() == 0
+    for use in (lambda: memory.read(RAM.start, 1), lambda: memory.mapped_bytes, memory.invalidate):
+        with pytest.raises(ValueError, match="is closed"):
+            use()
+
+
+def test_a_child_after_fork_is_told_that_it_has_no_memory(memory: AttachedMemory) -> None:
+    memory.read(RAM.start, 1)
+    child = os.fork()
+    if child == 0:
+        status = 0
+        for use in (lambda: memory.read(RAM.start, 1), memory.invalidate):
+            try:
+                use()
+            except ForkError:
+                continue
+            status = 1
+        os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_windows_that_come_and_go_leave_nothing_behind(guest: int) -> None:
+    gc.collect()
+    before = mappings(), len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(20):
+        with ForeignMemory() as foreign, foreign.attach(guest, [RAM], limit=8 * WINDOW) as memory:
+            for index in range(50):
+                memory.read(RAM.start + index * WINDOW, 1)
+    assert (mappings(), len(list(Path("/proc/self/fd").iterdir()))) == before
+
+
+def test_ranges_that_are_none_are_refused(guest: int) -> None:
+    with ForeignMemory() as foreign:
+        for ranges in ([range(1, FRAME)], [range(0)], [RAM, RAM]):
+            with pytest.raises(MemoryTableError):
+                foreign.attach(guest, ranges)
+        with pytest.raises(ValueError, match="no ranges"):
+            foreign.attach(guest, [])
+        with pytest.raises(ValueError, match="no step"):
+            foreign.attach(guest, [range(0, 16 * FRAME, FRAME)])
