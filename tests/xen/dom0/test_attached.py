@@ -16,7 +16,7 @@ from xenvirt.xen import AttachedMemory, ForeignMapError, ForeignMemory
 
 from .conftest import make_guest, xl
 
-pytestmark = pytest.mark.dom0("pv", "pvh", "aarch64")
+pytestmark = pytest.mark.dom0("pv")
 
 FRAME = 4096
 MIB = 1 << 20
