@@ -37,6 +37,9 @@ rightly (``except TimeoutError``, ``except OSError``). A wrong argument is a pla
     ├── DaemonError
     ├── LabError
     ├── XenStoreError               also OSError
+    ├── VirtioNodeError             also ValueError
+    ├── MappingError                also ValueError
+    ├── BackendError
     └── ForkError                   also RuntimeError
 
 Every constructor takes the message first and the attributes after it, by position, in the order in which the
@@ -448,6 +451,42 @@ class XenStoreError(XenvirtError, OSError):
         self._arguments = (message, errno, path)
         self.errno = errno
         self.path = path
+
+
+class VirtioNodeError(XenvirtError, ValueError):
+    """A xenstore node that should announce a virtio device has something missing or impossible in it.
+
+    You do not get it for a node that is not there (yet), nor for one of another kind of device.
+
+    Attributes:
+        path: the backend's node.
+    """
+
+    def __init__(self, message: str = "", path: str | None = None) -> None:
+        super().__init__(message, path)
+        self.path = path
+
+
+class MappingError(XenvirtError, ValueError):
+    """The file that says which backend serves which device (:mod:`xenvirt.xen.attach.mapping`) is of no use.
+
+    You do not get it for a file that is not there (``OSError``), nor for a backend that cannot be started.
+
+    Attributes:
+        place: the file and the rule.
+    """
+
+    def __init__(self, message: str = "", place: str | None = None) -> None:
+        super().__init__(message, place)
+        self.place = place
+
+
+class BackendError(XenvirtError):
+    """What shall serve a guest's device (:mod:`xenvirt.xen.attach`) cannot be made: a class that is not
+    there, is no device, raises, or is of another type of device than the guest has been told.
+
+    You do not get it for a daemon that cannot be started (:class:`DaemonError`).
+    """
 
 
 class ForkError(XenvirtError, RuntimeError):

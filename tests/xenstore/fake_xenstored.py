@@ -18,6 +18,9 @@ from typing import Self
 from xenvirt.xen.xenstore.paths import lies_in
 from xenvirt.xen.xenstore.wire import PAYLOAD_MAX, Decoder, Message, Operation, encode
 
+RELATIVE = {Operation.READ, Operation.WRITE, Operation.MKDIR, Operation.RM, Operation.DIRECTORY}
+"""Operations that take a path of this domain, here."""
+
 
 class RefusedError(Exception):
     """An error reply; its argument is the name of the errno."""
@@ -167,6 +170,8 @@ class FakeXenstored:
     def _do(self, client: Client, operation: Operation, message: Message, events: list[str]) -> bytes:
         first, _, rest = message.payload.partition(b"\0")
         path = first.decode()
+        if operation in RELATIVE and not path.startswith(("/", "@")):
+            path = f"/local/domain/0/{path}"
         running: Transaction | None = None
         if message.transaction and operation != Operation.TRANSACTION_END:
             running = client.transactions.get(message.transaction)
