@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xenvirt.xen.xenstore import XenStore
+from xenvirt.xen.xenstore import Transaction, XenStore
 
 BACKEND = "/local/domain/0/backend"
 
@@ -52,10 +52,13 @@ class Toolstack:
 
     def take_away(self, path: str) -> None:
         """Begins to: libxl waits for state 6 then."""
-        with self.store.transaction() as transaction:
+
+        def begin(transaction: Transaction) -> None:
             transaction.write(f"{path}/online", "0")
             if transaction.read(f"{path}/state") != "6":
                 transaction.write(f"{path}/state", "5")
+
+        self.store.transact(begin)
 
     def remove(self, path: str) -> None:
         self.store.rm(path)

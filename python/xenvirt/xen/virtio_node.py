@@ -13,11 +13,12 @@ Both have ``frontend``, ``frontend-id``, ``online`` and ``state`` (:class:`~xenv
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from xenvirt.errors import VirtioNodeError
+from xenvirt.errors import VirtioNodeError, XenStoreError
 from xenvirt.virtio.ids import DeviceId
 from xenvirt.xen.xenbus import XenbusState
 from xenvirt.xen.xenstore import Transaction, XenStore
@@ -122,9 +123,13 @@ def node_paths(store: XenStore, domid: int | None = None) -> Iterator[str]:
 
 def numbers_in(store: XenStore, path: str) -> list[str]:
     """The names below a node that are numbers; none where it does not exist."""
-    if store.get(path) is None:
+    try:
+        names = store.list(path)
+    except XenStoreError as error:
+        if error.errno != errno.ENOENT:
+            raise
         return []
-    return [name for name in store.list(path) if name.isascii() and name.isdigit()]
+    return [name for name in names if name.isascii() and name.isdigit()]
 
 
 def read_node(store: XenStore, path: str) -> VirtioNode | None:
