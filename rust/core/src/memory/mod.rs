@@ -24,6 +24,7 @@ mod mapped;
 mod mapping;
 #[cfg(test)]
 pub(crate) mod on_demand;
+mod part;
 mod ranges;
 mod rust_vmm;
 mod table;
@@ -38,6 +39,7 @@ pub use fork::Owner;
 pub use guest::{GuestMemory, Region};
 pub use mapped::{HugePage, MappedMemory};
 pub(crate) use mapping::Mapping;
+pub use part::Part;
 pub use table::{CountedLease, SharedMemoryTable};
 pub use translate::Translator;
 pub use window::{AttachRequest, ForeignWindows, WINDOW};

@@ -15,7 +15,7 @@ use std::{
 
 use super::{
     BackendRequest, Channel, ConfigSpace, Connection, FrontendCode, FrontendRequest, Message, ProtocolError,
-    ProtocolFeatures, Reply, RequestName, Side, Status, VringState,
+    ProtocolFeatures, Reply, RequestName, Side, Status, VringState, XenDevices,
     backend_negotiation::allowed,
     backend_rings::Vring,
     memory_table::{MAX_MEMORY_SLOTS, MemorySlots},
@@ -75,14 +75,16 @@ pub struct Backend {
     pub(super) status: Status,
     pub(super) vrings: Vec<Vring>,
     pub(super) slots: MemorySlots,
+    pub(super) offers_xen: bool,
     /// The device was activated.
     pub(super) active: bool,
     owed: Option<Owed>,
 }
 
 impl Backend {
-    /// Takes a connected socket.
-    pub fn new(socket: OwnedFd, control: &Arc<Control>) -> Self {
+    /// Takes a connected socket. With devices, memory of Xen guests is offered to be mapped (XEN_MMAP).
+    pub fn new(socket: OwnedFd, control: &Arc<Control>, devices: Option<Arc<dyn XenDevices>>) -> Self {
+        let offers_xen = devices.is_some();
         Self {
             connection: Connection::new(socket, Side::Backend, Channel::Main),
             reverse: None,
@@ -91,7 +93,8 @@ impl Backend {
             protocol: ProtocolFeatures::empty(),
             status: Status::empty(),
             vrings: control.queues.iter().map(|queue| Vring::new(queue.max_size())).collect(),
-            slots: MemorySlots::default(),
+            slots: devices.map_or_else(MemorySlots::default, MemorySlots::with_devices),
+            offers_xen,
             active: false,
             owed: None,
         }
@@ -244,7 +247,7 @@ impl Backend {
             R::GetQueueNum => Answer::Now(Reply::Number(self.vrings.len() as u64)),
             R::GetMaxMemSlots => Answer::Now(Reply::Number(MAX_MEMORY_SLOTS as u64)),
             R::SetMemTable(regions) => {
-                let slots = MemorySlots::map(regions).map_err(|error| refused(error.to_string()))?;
+                let slots = self.slots.map(regions).map_err(|error| refused(error.to_string()))?;
                 self.set_memory(slots, events).map_err(refused)?;
                 Answer::Done
             }

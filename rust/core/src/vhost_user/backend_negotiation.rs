@@ -6,7 +6,7 @@ use super::{
     virtio_features,
 };
 
-/// The protocol features that work here.
+/// The protocol features that work here, whatever the host; XEN_MMAP where that has Xen's devices.
 pub const OFFERED: ProtocolFeatures = ProtocolFeatures::MQ
     .union(ProtocolFeatures::REPLY_ACK)
     .union(ProtocolFeatures::BACKEND_REQ)
@@ -44,7 +44,7 @@ impl Backend {
     }
 
     pub(super) fn offered_protocol(&self) -> ProtocolFeatures {
-        OFFERED
+        if self.offers_xen { OFFERED.union(ProtocolFeatures::XEN_MMAP) } else { OFFERED }
     }
 
     pub(super) fn publish(&self) {

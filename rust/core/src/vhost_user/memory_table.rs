@@ -5,7 +5,10 @@ use std::{
     sync::Arc,
 };
 
-use super::{MemoryRegion, XenMapFlags};
+use super::{
+    MemoryRegion,
+    xen_region::{KernelDevices, XenDevices, XenRegionError, back},
+};
 use crate::memory::{GuestMemory, MapError, MappedMemory, MemoryError, Region};
 
 /// How many regions are taken (what libvhost-user and rust-vmm take, too).
@@ -42,13 +45,15 @@ pub enum TableError {
         /// Length in bytes.
         size: u64,
     },
-    /// Foreign memory and grants are mapped by a Xen transport.
-    #[error("region at {address:#x} is Xen memory ({flags:?}), which is not mapped here")]
+    /// Foreign memory or grants.
+    #[error("region at {address:#x}, Xen memory of domain {domain}: {error}")]
     Xen {
         /// Guest physical address.
         address: u64,
-        /// What it is.
-        flags: XenMapFlags,
+        /// Whose memory it is.
+        domain: u32,
+        /// Why.
+        error: XenRegionError,
     },
 }
 
@@ -62,24 +67,37 @@ struct Slot {
 }
 
 /// The regions in force. Changing it makes a new one, so that a refusal leaves the old one whole.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct MemorySlots {
     slots: Vec<Slot>,
     table: GuestMemory,
+    devices: Arc<dyn XenDevices>,
+}
+
+impl Default for MemorySlots {
+    /// None; Xen's memory is mapped by the kernel's devices.
+    fn default() -> Self {
+        Self::with_devices(Arc::new(KernelDevices))
+    }
 }
 
 impl MemorySlots {
+    /// None; Xen's memory is mapped by these devices.
+    pub fn with_devices(devices: Arc<dyn XenDevices>) -> Self {
+        Self { slots: Vec::new(), table: GuestMemory::default(), devices }
+    }
+
     /// SET_MEM_TABLE: maps all regions anew.
-    pub fn map(regions: Vec<(MemoryRegion, OwnedFd)>) -> Result<Self, TableError> {
-        let slots = regions.into_iter().map(|(said, fd)| map(said, &fd));
-        Self::new(slots.collect::<Result<_, TableError>>()?)
+    pub fn map(&self, regions: Vec<(MemoryRegion, OwnedFd)>) -> Result<Self, TableError> {
+        let slots = regions.into_iter().map(|(said, fd)| self.map_one(said, fd));
+        self.changed(slots.collect::<Result<_, TableError>>()?)
     }
 
     /// ADD_MEM_REG. The same region may come again, and then goes only when it was removed as often: QEMU
     /// 7.2 says everything of its memory once for each pair of queues of a network card. The newest
     /// mapping counts.
     pub fn with(&self, said: MemoryRegion, fd: OwnedFd) -> Result<Self, TableError> {
-        let mut added = map(said, &fd)?;
+        let mut added = self.map_one(said, fd)?;
         let mut slots = self.slots.clone();
         match slots.iter_mut().find(|slot| key(&slot.said) == key(&said)) {
             Some(slot) => {
@@ -88,7 +106,7 @@ impl MemorySlots {
             }
             None => slots.push(added),
         }
-        Self::new(slots)
+        self.changed(slots)
     }
 
     /// REM_MEM_REG: the region is known by its addresses and its size.
@@ -100,7 +118,7 @@ impl MemorySlots {
         };
         slot.times -= 1;
         slots.retain(|slot| slot.times > 0);
-        Self::new(slots)
+        self.changed(slots)
     }
 
     /// The table for rings and devices.
@@ -108,29 +126,30 @@ impl MemorySlots {
         &self.table
     }
 
-    fn new(slots: Vec<Slot>) -> Result<Self, TableError> {
+    fn changed(&self, slots: Vec<Slot>) -> Result<Self, TableError> {
         if slots.len() > MAX_MEMORY_SLOTS {
             return Err(TableError::TooMany { count: slots.len() });
         }
         let table = GuestMemory::new(slots.iter().map(|slot| slot.region.clone()).collect())?;
-        Ok(Self { slots, table })
+        Ok(Self { slots, table, devices: Arc::clone(&self.devices) })
+    }
+
+    fn map_one(&self, said: MemoryRegion, fd: OwnedFd) -> Result<Slot, TableError> {
+        let address = said.guest_address;
+        let backing = if said.xen_flags.is_empty() {
+            let mapped = MappedMemory::file(fd.as_fd(), said.mmap_offset, said.size, true);
+            Arc::new(mapped.map_err(|error| TableError::Map { address, error })?)
+        } else {
+            let domain = said.xen_domain;
+            back(&said, fd, &*self.devices).map_err(|error| TableError::Xen { address, domain, error })?
+        };
+        Ok(Slot { said, region: Region::new(address, said.user_address, backing), times: 1 })
     }
 }
 
 /// What a region is known by.
 fn key(region: &MemoryRegion) -> (u64, u64, u64) {
     (region.guest_address, region.user_address, region.size)
-}
-
-fn map(said: MemoryRegion, fd: &OwnedFd) -> Result<Slot, TableError> {
-    let address = said.guest_address;
-    if !said.xen_flags.is_empty() {
-        return Err(TableError::Xen { address, flags: said.xen_flags });
-    }
-    let mapped = MappedMemory::file(fd.as_fd(), said.mmap_offset, said.size, true);
-    let mapped = mapped.map_err(|error| TableError::Map { address, error })?;
-    let region = Region::new(address, said.user_address, Arc::new(mapped));
-    Ok(Slot { said, region, times: 1 })
 }
 
 #[cfg(test)]
@@ -168,6 +187,6 @@ mod tests {
         assert!(matches!(slots.with(other, file), Err(TableError::Table(_))));
         let (same, file) = region(0x4000);
         let table = vec![region(0x4000), (same, file)];
-        assert!(matches!(MemorySlots::map(table), Err(TableError::Table(_))));
+        assert!(matches!(MemorySlots::default().map(table), Err(TableError::Table(_))));
     }
 }

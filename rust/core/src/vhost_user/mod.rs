@@ -40,6 +40,7 @@ mod reverse_channel;
 mod server;
 mod wait;
 mod wire;
+mod xen_region;
 
 pub use backend::{Backend, BackendError};
 pub use backend_negotiation::OFFERED;
@@ -66,3 +67,4 @@ pub use reverse::BackendRequest;
 pub use server::VhostUserServer;
 pub use wait::{Interrupt, Patience};
 pub use wire::{Connection, Header, MAX_FDS, Message, Side};
+pub use xen_region::{KernelDevices, XenDevices, XenRegionError};

@@ -12,21 +12,35 @@ use rustix::{
     net::{SocketFlags, accept_with},
 };
 
-use super::{backend::Backend, backend::BackendError};
+use super::{KernelDevices, XenDevices, backend::Backend, backend::BackendError};
 use crate::endpoint::{Control, Event, Transport};
 
 const LISTENER: u32 = 0;
 const CONNECTION: u32 = 1;
 
 /// A listening socket, a connected one, or (between two connections) neither.
-#[derive(Default)]
 pub struct VhostUserServer {
     listener: Option<OwnedFd>,
     backend: Option<Backend>,
     writing: bool,
+    devices: Option<Arc<dyn XenDevices>>,
+}
+
+impl Default for VhostUserServer {
+    /// Not connected; memory of Xen guests can be mapped where this host can.
+    fn default() -> Self {
+        let devices: Option<Arc<dyn XenDevices>> =
+            if KernelDevices::are_there() { Some(Arc::new(KernelDevices)) } else { None };
+        Self::with_devices(devices)
+    }
 }
 
 impl VhostUserServer {
+    /// Not connected; memory of Xen guests can be mapped by these devices.
+    pub fn with_devices(devices: Option<Arc<dyn XenDevices>>) -> Self {
+        Self { listener: None, backend: None, writing: false, devices }
+    }
+
     /// Frontends come to this socket from now on. It is made non-blocking: a frontend may be gone again
     /// before it is accepted.
     pub fn listen(&mut self, listener: OwnedFd, control: &Control) -> Result<(), Errno> {
@@ -46,7 +60,7 @@ impl VhostUserServer {
         events: &mut VecDeque<Event>,
     ) -> Result<(), Errno> {
         self.disconnect(control, events, None);
-        let backend = Backend::new(socket, control);
+        let backend = Backend::new(socket, control, self.devices.clone());
         control.watch_transport(backend.as_fd(), CONNECTION)?;
         if let Some(listener) = &self.listener {
             control.unwatch_transport(listener.as_fd());

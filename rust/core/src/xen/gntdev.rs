@@ -97,6 +97,11 @@ impl Gntdev {
         let device = open("/dev/xen/gntdev", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
         Ok(Self { device })
     }
+
+    /// The device as somebody else opened it, and perhaps handed it to us over a socket.
+    pub fn from_fd(device: OwnedFd) -> Self {
+        Self { device }
+    }
 }
 
 impl AsFd for Gntdev {

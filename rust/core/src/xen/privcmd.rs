@@ -104,6 +104,11 @@ impl Privcmd {
         Ok(Self { device })
     }
 
+    /// The device as somebody else opened it, and perhaps restricted it, and handed it to us over a socket.
+    pub fn from_fd(device: OwnedFd) -> Self {
+        Self { device }
+    }
+
     pub(super) fn ioctl<T>(&self, number: u32, argument: *mut T) -> Result<libc::c_int, Errno> {
         // SAFETY: each caller passes a pointer to the structure that belongs to the number, whose own pointers hold
         // across the call.

@@ -37,7 +37,7 @@ impl Progress {
 
     /// SET_MEM_TABLE. What cannot be mapped here is not looked into.
     pub(super) fn set_memory(&mut self, regions: Vec<(MemoryRegion, OwnedFd)>) -> Result<(), TableError> {
-        let mapped = MemorySlots::map(regions);
+        let mapped = self.slots.map(regions);
         self.take(mapped)
     }
 
