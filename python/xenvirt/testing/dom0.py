@@ -40,6 +40,7 @@ MACHINES = {
 REPORTS_VARIABLE = "XENVIRT_DOM0_REPORTS"
 
 _SHOWN_LINES = 60
+_BOOT_SECONDS = 3600
 _remote = pytest.StashKey["Remote"]()
 
 
@@ -72,6 +73,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "dom0" not in metafunc.fixturenames:
         metafunc.fixturenames.append("dom0")
     metafunc.parametrize("dom0", kinds, indirect=True, scope="session")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Gives the first marked test the time that all of them take together: it waits for the whole boot."""
+    marked = item.get_closest_marker("dom0") is not None and not in_dom0()
+    if marked and item.config.pluginmanager.hasplugin("timeout") and not item.get_closest_marker("timeout"):
+        item.add_marker(pytest.mark.timeout(_BOOT_SECONDS))
 
 
 @pytest.hookimpl(tryfirst=True)

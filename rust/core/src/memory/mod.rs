@@ -12,13 +12,15 @@
 //!
 //! From the bottom up: [`MappedMemory`] is one mapped range; [`Backing`] is what the table sees of it, and
 //! the seam for other kinds of memory; [`Region`]s with a backing make a [`GuestMemory`], an immutable table;
-//! [`SharedMemoryTable`] holds the table of the moment. [`ForeignWindows`] is a guest's memory on Xen, mapped when it is touched.
+//! [`SharedMemoryTable`] holds the table of the moment. [`ForeignWindows`] is a guest's memory on Xen, mapped when it is touched;
+//! [`GrantCache`] is what a guest there grants, mapped while it is used.
 
 mod backing;
 mod copy;
 mod error;
 mod fault;
 mod fork;
+mod grant_cache;
 mod guest;
 mod mapped;
 mod mapping;
@@ -36,6 +38,7 @@ pub use copy::{Source, Target, copy_from_guest, copy_to_guest};
 pub use error::{MapError, MemoryError};
 pub use fault::faults;
 pub use fork::Owner;
+pub use grant_cache::{GRANT_ADDRESS, GrantCache};
 pub use guest::{GuestMemory, Region};
 pub use mapped::{HugePage, MappedMemory};
 pub(crate) use mapping::Mapping;

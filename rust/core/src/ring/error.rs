@@ -1,5 +1,7 @@
 //! The rules of a virtqueue that the other side can break, one variant each.
 
+use crate::memory::MapError;
+
 /// One of the three parts of a split ring (virtio 1.3, 2.7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RingPart {
@@ -145,6 +147,16 @@ pub enum RingError {
         /// Length in bytes.
         len: u32,
     },
+    /// What the driver named lies where memory can be, and could not be mapped: a grant that it did not make.
+    #[error("memory {address:#x}..+{len:#x} that the driver named cannot be mapped: {source}")]
+    Unreachable {
+        /// Guest address.
+        address: u64,
+        /// Length in bytes.
+        len: u64,
+        /// Why.
+        source: Box<MapError>,
+    },
     /// A device-writable buffer lies in memory that we may write.
     #[error("chain {head}: device-writable buffer {address:#x}..+{len:#x} lies in a read-only region")]
     BufferReadOnly {
@@ -255,7 +267,7 @@ pub enum RingError {
 }
 
 /// The names of all rules, as [`RingError::rule`] gives them.
-pub const RULES: [&str; 27] = [
+pub const RULES: [&str; 28] = [
     "queue-size",
     "ring-alignment",
     "ring-address",
@@ -269,6 +281,7 @@ pub const RULES: [&str; 27] = [
     "chain-bytes",
     "readable-after-writable",
     "buffer-address",
+    "unreachable",
     "buffer-read-only",
     "indirect-not-negotiated",
     "indirect-nested",
@@ -302,6 +315,7 @@ impl RingError {
             Self::ChainBytes { .. } => "chain-bytes",
             Self::ReadableAfterWritable { .. } => "readable-after-writable",
             Self::BufferAddress { .. } => "buffer-address",
+            Self::Unreachable { .. } => "unreachable",
             Self::BufferReadOnly { .. } => "buffer-read-only",
             Self::IndirectNotNegotiated { .. } => "indirect-not-negotiated",
             Self::IndirectNested { .. } => "indirect-nested",

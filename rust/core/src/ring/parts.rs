@@ -30,6 +30,9 @@ pub(super) fn locate(config: &RingConfig, memory: &GuestMemory) -> Result<Parts,
         let lease = memory.lease(address, len, access).map_err(|error| match error {
             MemoryError::ReadOnly { .. } => RingError::RingReadOnly { address },
             MemoryError::Fault { .. } => RingError::MemoryFault,
+            MemoryError::Unreachable { address, len, source } => {
+                RingError::Unreachable { address, len, source: source.into() }
+            }
             _ => RingError::RingAddress { part, address, len },
         })?;
         // A region may begin anywhere in our memory: a file's offset need not be that of a page. What

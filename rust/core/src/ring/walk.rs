@@ -191,6 +191,9 @@ impl Walker {
         reached.map_err(|error| {
             refuse(match error {
                 MemoryError::ReadOnly { .. } => RingError::BufferReadOnly { head, address, len },
+                MemoryError::Unreachable { address, len, source } => {
+                    RingError::Unreachable { address, len, source: source.into() }
+                }
                 _ => RingError::BufferAddress { head, address, len },
             })
         })?;
@@ -206,6 +209,9 @@ impl Walker {
         let refused = |error| {
             refuse(match error {
                 MemoryError::Fault { .. } => RingError::MemoryFault,
+                MemoryError::Unreachable { address, len, source } => {
+                    RingError::Unreachable { address, len, source: source.into() }
+                }
                 _ => RingError::IndirectAddress { head, address, len },
             })
         };

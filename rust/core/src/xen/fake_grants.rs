@@ -39,6 +39,7 @@ struct State {
     /// Every batch that was mapped: its grants, and whether for writing.
     maps: Vec<(Vec<u32>, bool)>,
     next_index: u64,
+    tries: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -90,6 +91,16 @@ impl FakeGrants {
         pwrite(&self.memory, bytes, self.place(grant) + offset).unwrap();
     }
 
+    /// Every batch that was mapped so far: its references, and whether for writing.
+    pub(crate) fn maps(&self) -> Vec<(Vec<u32>, bool)> {
+        self.state().maps.clone()
+    }
+
+    /// How many batches were announced so far.
+    pub(crate) fn tries(&self) -> u64 {
+        self.state().tries
+    }
+
     /// How many batches the device knows.
     pub(crate) fn announced(&self) -> usize {
         self.state().announced.len()
@@ -100,6 +111,7 @@ impl GrantCalls for FakeGrants {
     fn announce(&self, grants: &[Grant]) -> Result<u64, Errno> {
         let mut state = self.state();
         let index = state.next_index;
+        state.tries += 1;
         state.next_index += (grants.len() * FRAME) as u64;
         state.announced.insert(index, grants.to_vec());
         Ok(index)

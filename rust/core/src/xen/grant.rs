@@ -110,6 +110,16 @@ pub struct GrantRequest<'a> {
     pub patience: Duration,
     /// What is to happen when they are unmapped.
     pub notify: UnmapNotify,
+    /// How many bad grants are looked for, at most, when the request fails: each costs some tries.
+    pub named: usize,
+}
+
+/// Why a batch was not mapped.
+enum Refusal {
+    /// A grant in it is bad.
+    Bad(Errno),
+    /// Something else.
+    Other(Errno),
 }
 
 /// Granted pages, mapped one after the other. When it is dropped they are given back, and the other domains may use
@@ -128,7 +138,8 @@ impl GrantMapping {
     /// Maps the grants, all or none.
     ///
     /// # Errors
-    /// [`GrantMapError::Grants`] with each bad one, for which all are tried one by one; or the request as a whole failed.
+    /// [`GrantMapError::Grants`] with each bad one (of which `request.named` are looked for); or the request as a whole
+    /// failed.
     pub fn map(calls: &Arc<dyn GrantCalls>, request: &GrantRequest<'_>) -> Result<Self, GrantMapError> {
         let GrantRequest { grants, writable, notify, .. } = *request;
         let count = grants.len();
@@ -142,10 +153,9 @@ impl GrantMapping {
         }
         let deadline = Instant::now() + request.patience;
         let mapped = match Self::try_map(calls, grants, writable, deadline) {
-            Err(errno @ (Errno::INVAL | Errno::AGAIN)) => {
-                return Err(find_bad(calls, request, deadline, errno));
-            }
-            result => result.map_err(|errno| GrantMapError::Refused { count, errno })?,
+            Ok(mapped) => mapped,
+            Err(Refusal::Bad(errno)) => return Err(find_bad(calls, request, deadline, errno)),
+            Err(Refusal::Other(errno)) => return Err(GrantMapError::Refused { count, errno }),
         };
         // Only now: the kernel asks whether the pages are mapped for writing.
         let notified = calls.notify_on_unmap(mapped.index, notify);
@@ -158,16 +168,19 @@ impl GrantMapping {
         grants: &[Grant],
         writable: bool,
         deadline: Instant,
-    ) -> Result<Self, Errno> {
+    ) -> Result<Self, Refusal> {
         let pages = grants.len();
-        let index = calls.announce(grants)?;
+        let index = calls.announce(grants).map_err(Refusal::Other)?;
         let base = loop {
             match calls.map(index, pages, writable) {
                 Err(Errno::AGAIN) if Instant::now() < deadline => std::thread::sleep(AGAIN_PAUSE),
                 Err(errno) => {
                     // It was announced, and is nothing to anybody: what this answers changes nothing.
                     let _ = calls.forget(index, pages);
-                    return Err(errno);
+                    return Err(match errno {
+                        Errno::INVAL | Errno::AGAIN => Refusal::Bad(errno),
+                        _ => Refusal::Other(errno),
+                    });
                 }
                 Ok(base) => break base,
             }
@@ -210,24 +223,35 @@ impl Drop for GrantMapping {
     }
 }
 
-/// Which grants of a request that failed are bad? Those that fail alone as well.
+/// Which grants of a request that failed are bad? What is mapped as a batch has none, so halves are tried, and halves of
+/// what fails: a few bad ones in a long request are found in a few tries.
 fn find_bad(
     calls: &Arc<dyn GrantCalls>,
     request: &GrantRequest<'_>,
     deadline: Instant,
     errno: Errno,
 ) -> GrantMapError {
-    let GrantRequest { grants, writable, .. } = *request;
+    let GrantRequest { grants, writable, named, .. } = *request;
     let count = grants.len();
-    let alone = |grant: &Grant, writable| {
-        GrantMapping::try_map(calls, std::slice::from_ref(grant), writable, deadline).err()
-    };
-    let failures = grants.iter().enumerate().filter_map(|(index, grant)| {
-        let errno = if count == 1 { errno } else { alone(grant, writable)? };
-        let read_only = writable && errno == Errno::INVAL && alone(grant, false).is_none();
-        Some(GrantFailure { index, grant: *grant, errno, read_only })
-    });
-    let failures: Vec<_> = failures.collect();
+    let mut failures = Vec::new();
+    // Ranges that are known to fail, the first on top.
+    let mut failing = vec![(0..count, errno)];
+    while let Some((range, errno)) = failing.pop().filter(|_| failures.len() < named) {
+        if let ([grant], index) = (&grants[range.clone()], range.start) {
+            let alone = || GrantMapping::try_map(calls, std::slice::from_ref(grant), false, deadline);
+            let read_only = writable && errno == Errno::INVAL && alone().is_ok();
+            failures.push(GrantFailure { index, grant: *grant, errno, read_only });
+            continue;
+        }
+        let middle = range.start + range.len() / 2;
+        for half in [middle..range.end, range.start..middle] {
+            if let Err(Refusal::Bad(errno)) =
+                GrantMapping::try_map(calls, &grants[half.clone()], writable, deadline)
+            {
+                failing.push((half, errno));
+            }
+        }
+    }
     match failures.is_empty() {
         true => GrantMapError::Refused { count, errno },
         false => GrantMapError::Grants { count, failures },
@@ -280,6 +304,7 @@ mod tests {
             writable: true,
             patience: Duration::from_secs(60),
             notify: UnmapNotify::default(),
+            named: usize::MAX,
         }
     }
 
@@ -327,6 +352,24 @@ mod tests {
              there is no such domain or reference, or it is not granted to this domain"
         );
         assert_eq!(fake.announced(), 0);
+    }
+
+    #[test]
+    fn as_many_bad_references_are_looked_for_as_are_asked_for() {
+        let fake = Arc::new(FakeGrants::default());
+        (0..1000).filter(|number| number % 100 != 7).for_each(|number| fake.grant(grant(3, number), true));
+        let calls: Arc<dyn GrantCalls> = fake.clone();
+        let grants: Vec<_> = (0..1000).map(|number| grant(3, number)).collect();
+        let bad = |named| match GrantMapping::map(&calls, &GrantRequest { named, ..request(&grants) })
+            .unwrap_err()
+        {
+            GrantMapError::Grants { failures, .. } => failures.iter().map(|one| one.index).collect(),
+            _ => Vec::new(),
+        };
+        assert_eq!(bad(usize::MAX), (0..10).map(|hundred| 100 * hundred + 7).collect::<Vec<_>>());
+        let tries = fake.tries();
+        assert_eq!(bad(2), [7, 107]);
+        assert!(fake.tries() - tries < 50, "{} tries", fake.tries() - tries);
     }
 
     #[test]

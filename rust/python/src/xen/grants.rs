@@ -182,7 +182,8 @@ impl GrantTable {
     ) -> Result<Py<GrantMapping>, Error> {
         let calls: Arc<dyn GrantCalls> = self.device.get()?;
         let (grants, notify) = (grants_of(domid, references)?, UnmapNotify { clear_byte, port: notify_port });
-        let request = GrantRequest { grants: &grants, writable, patience: self.patience, notify };
+        let patience = self.patience;
+        let request = GrantRequest { grants: &grants, writable, patience, notify, named: usize::MAX };
         let mapped = py.detach(|| xen::GrantMapping::map(&calls, &request))?;
         let pages = mapped.pages();
         let base = GuestMemory::of_mapping(Arc::new(SharedMemoryTable::new(mapped.into_memory()?)));

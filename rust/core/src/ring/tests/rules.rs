@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::super::{test_guest::*, *};
+use crate::memory::{MapError, on_demand::on_demand};
 
 /// No feature but INDIRECT.
 const INDIRECT_ONLY: RingFeatures =
@@ -234,6 +235,10 @@ fn broken() -> Vec<(RingError, RingError)> {
             RingError::BufferAddress { head, address: u64::MAX, len: 2 },
         ),
         (
+            on_demand_refused(),
+            RingError::Unreachable { address: SEAM - 4, len: 4, source: Box::new(MapError::Length(4)) },
+        ),
+        (
             pop(PLAIN, |guest| guest.chain(0, &[(READ_ONLY, 4, WRITE)])),
             RingError::BufferReadOnly { head, address: READ_ONLY, len: 4 },
         ),
@@ -290,6 +295,15 @@ fn broken() -> Vec<(RingError, RingError)> {
         (poll(1, 1), RingError::UsedId { id: 1 }),
         (poll(1, 0x1_0000), RingError::UsedId { id: 0x1_0000 }),
     ]
+}
+
+/// Memory that is mapped for each chain, of which the test's refuses the last bytes of a region to a writer.
+fn on_demand_refused() -> RingError {
+    let mut guest = TestGuest::new(8, PLAIN);
+    guest.chain(0, &[(SEAM - 4, 4, WRITE)]);
+    let queue = Arc::new(VirtQueue::new(0, 256));
+    queue.start(&guest.config, &on_demand(&guest.memory).0).unwrap();
+    queue.pop().unwrap_err()
 }
 
 /// A chain of 2^32 bytes and some more, in memory of which nothing is ever touched.
