@@ -22,8 +22,11 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 const PAGE: u64 = FRAME as u64;
 
-/// Pages of one access: four times the longest buffer of Linux's block layer. A bad reference among them costs a call
-/// for each, and a guest must not keep us busy with a descriptor of 4 GiB.
+/// How many bad references an error names.
+const NAMED: usize = 16;
+
+/// Pages of one access: four times the longest buffer of Linux's block layer. A guest must not keep us busy with a
+/// descriptor of 4 GiB.
 const MOST_PAGES: u64 = 1024;
 
 /// Grants of one domain, one reference after the other. Nothing of it is mapped until it is accessed, and each
@@ -74,7 +77,7 @@ impl GrantRegion {
         let notify = UnmapNotify::default();
         GrantMapping::map(
             &self.calls,
-            &GrantRequest { grants: &grants, writable, patience: PATIENCE, notify },
+            &GrantRequest { grants: &grants, writable, patience: PATIENCE, notify, named: NAMED },
         )
     }
 }
