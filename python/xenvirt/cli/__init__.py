@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from xenvirt.errors import XenvirtError
 
-from . import demo, inspect, lab, probe, serve, trace
+from . import attach, demo, inspect, lab, probe, serve, trace
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -18,7 +18,7 @@ def make_parser() -> argparse.ArgumentParser:
         description="Virtio devices in Python: serve them, try them, ask what a host or a backend offers.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (demo, serve, inspect, trace, probe, lab):
+    for command in (demo, serve, attach, inspect, trace, probe, lab):
         command.add_parser(commands)
     return parser
 

@@ -39,7 +39,7 @@ class Plugged:
     @property
     def again(self) -> bool:
         """Whether a backend had begun with it before: another process, which is gone."""
-        return self.node.state != XenbusState.INITIALISING
+        return self.node.state not in (XenbusState.INITIALISING, XenbusState.UNKNOWN)
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,8 @@ class HotplugWatch:
 
         See :func:`xenvirt.xen.xenbus.advance`; and it is known here at once. May be called from any thread.
         """
+        if not node.path:
+            return False  # the xenstore says nothing of it
         with self._lock:
             if not advance(self._store, node.path, state):
                 return False

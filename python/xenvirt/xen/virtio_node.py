@@ -47,7 +47,7 @@ class VirtioNode:
     kind: str
     """"virtio" or "virtio_disk"."""
     path: str
-    """The backend's node: ``/local/domain/0/backend/virtio/3/0``."""
+    """The backend's node, ``/local/domain/0/backend/virtio/3/0``; empty for a device without one."""
     device_id: int | None
     """What it is (:class:`~xenvirt.virtio.ids.DeviceId`); None where ``type`` names none."""
     base: int

@@ -30,15 +30,22 @@ class Attacher:
         mapping: which backend serves which device; a device that no rule fits gets an empty slot.
         open_slot: takes a guest's slot.
         domid: one guest alone, whose end ends :meth:`run`; None for all.
+        fixed: a device of which the xenstore says nothing; it alone is served. Its ``path`` is empty.
     """
 
     def __init__(
-        self, store: XenStore, mapping: Mapping, open_slot: OpenSlot, domid: int | None = None
+        self,
+        store: XenStore,
+        mapping: Mapping,
+        open_slot: OpenSlot,
+        domid: int | None = None,
+        fixed: VirtioNode | None = None,
     ) -> None:
         self._store = store
         self._mapping = mapping
         self._open_slot = open_slot
         self._domid = domid
+        self._fixed = fixed
         self._attached: dict[str, Attachment] = {}
         self._ending: dict[str, Attachment] = {}
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -60,6 +67,8 @@ class Attacher:
         poller = select.poll()
         poller.register(self._wake, select.POLLIN)
         poller.register(self._devices, select.POLLIN)
+        if self._fixed is not None:
+            self._attach(Plugged(self._fixed))
         while not self._stopped:
             self._dispatch()
             if self._domid is not None and not self._store.is_domain_introduced(self._domid):
@@ -100,6 +109,8 @@ class Attacher:
         self._ending = {path: one for path, one in self._ending.items() if one.runs}
         while (event := self._devices.poll()) is not None:
             path = event.node.path
+            if self._fixed is not None:
+                continue
             if isinstance(event, Plugged):
                 self._attach(event)
             elif (attachment := self._attached.pop(path, None)) is not None:

@@ -200,7 +200,7 @@ def _rule(table: Table[str, Any], place: str) -> Rule:
         raise MappingError(f"{place}: kind is one of {_listed(KINDS)}, not {kind!r}", place)
     return Rule(
         _backend(table, chosen[0], place),
-        _device_id(table.get("type"), place),
+        device_id(table.get("type"), place),
         kind,
         _value(table, "guest", str, place),
         _value(table, "devid", int, place),
@@ -249,12 +249,19 @@ def _backend(table: Table[str, Any], chosen: str, place: str) -> Backend:
             return Ignored() if chosen == "ignore" else Empty()
 
 
-def _device_id(value: object, place: str) -> int | None:
+def device_id(value: object, place: str) -> int | None:
+    """The number of a device type from its name or number, also as text; None for None.
+
+    Raises:
+        MappingError: there is no such type.
+    """
     if value is None:
         return None
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value
     if isinstance(value, str):
+        if value.isascii() and value.isdigit() and int(value) > 0:
+            return int(value)
         for one in DeviceId:
             if type_name(one) == value:
                 return one
