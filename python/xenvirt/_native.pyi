@@ -305,6 +305,9 @@ class Endpoint:
         """Watches a descriptor, of which a duplicate is taken, for input; gives the watch's number."""
     def unwatch(self, number: int) -> None:
         """Ends a watch."""
+    def hand_over(self, index: int) -> HandedOver | None:
+        """Lets somebody else serve a running queue until the session ends: no chain of it is taken here. None
+        if it does not run."""
     def fail_queue(self, index: int) -> None:
         """The device could not deal with this queue: it goes into its error state, and the driver is told."""
     def stop(self) -> None:
@@ -313,6 +316,26 @@ class Endpoint:
         """Closes the transport. Nothing can be waited for any more."""
     def fileno(self) -> int:
         """A descriptor that is readable while an event is there."""
+
+@final
+class HandedOver:
+    """A queue that somebody else serves, until the session ends."""
+
+    @property
+    def size(self) -> int:
+        """Descriptors of the ring."""
+    @property
+    def addresses(self) -> tuple[int, int, int]:
+        """Where the ring's parts are: descriptor table, available ring, used ring."""
+    @property
+    def base(self) -> int:
+        """The available index to go on from."""
+    @property
+    def kick_fd(self) -> int:
+        """An eventfd, signalled by the driver. It is this object's, and closed with it."""
+    @property
+    def call_fd(self) -> int:
+        """An eventfd, to be signalled for the driver. It is this object's, too."""
 
 @final
 class QueueWorker:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
+from xenvirt.virtio.features import RING_FEATURES
+
 if TYPE_CHECKING:
     from xenvirt._native import Endpoint, GuestMemory, VirtQueue
     from xenvirt.virtio.ids import DeviceId
@@ -89,6 +91,9 @@ class _AnyDevice:
     thread_per_queue: bool = False
     """Serve each queue on a thread of its own. ``process`` then runs for several queues at once; the other
     methods never run beside it."""
+
+    _ring_features: int = RING_FEATURES
+    """What is offered without being asked for."""
 
     _endpoint: Endpoint | None = None
 

@@ -15,7 +15,11 @@ def device(device_id: int, queues: int, features: int = 0, in_order: bool = Fals
     return cast(
         "Described",
         SimpleNamespace(
-            device_id=device_id, queue_sizes=(64,) * queues, features=features, in_order=in_order
+            device_id=device_id,
+            queue_sizes=(64,) * queues,
+            features=features,
+            in_order=in_order,
+            _ring_features=RING_FEATURES,
         ),
     )
 

@@ -77,6 +77,8 @@ class Described(Protocol):
     def features(self) -> int: ...
     @property
     def in_order(self) -> bool: ...
+    @property
+    def _ring_features(self) -> int: ...
 
 
 def offered_features(device: Described) -> int:
@@ -85,7 +87,7 @@ def offered_features(device: Described) -> int:
     A block device has MQ with two queues, a network device with two pairs. PROTOCOL_FEATURES belongs to
     vhost-user, and is not among them.
     """
-    features = int(device.features | RING_FEATURES)
+    features = int(device.features | device._ring_features)
     if device.in_order:
         features |= Feature.IN_ORDER
     queues = len(device.queue_sizes)

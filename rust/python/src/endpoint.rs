@@ -2,7 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    os::fd::AsRawFd,
+    os::fd::{AsRawFd, OwnedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -11,6 +11,7 @@ use pyo3::{IntoPyObjectExt, exceptions::PyValueError, prelude::*, types::PyTuple
 use xenvirt_core::{
     endpoint::{self, Control, Offer, Transport},
     in_process::InProcess,
+    ring::RingConfig,
     vhost_user::VhostUserServer,
 };
 
@@ -334,6 +335,12 @@ impl Endpoint {
         self.control.fail_queue(index);
     }
 
+    /// Lets somebody else serve a running queue until the session ends.
+    fn hand_over(&self, index: u16) -> Result<Option<HandedOver>, Error> {
+        let handed = self.control.hand_over(index)?;
+        Ok(handed.map(|endpoint::HandedOver { ring, kick, call }| HandedOver { ring, kick, call }))
+    }
+
     /// Ends every wait, now and for ever.
     fn stop(&self) {
         self.control.stop();
@@ -348,6 +355,47 @@ impl Endpoint {
     /// A descriptor that is readable while an event is there.
     fn fileno(&self) -> i32 {
         self.control.as_fd().as_raw_fd()
+    }
+}
+
+/// A queue that somebody else serves.
+#[pyclass(frozen, module = "xenvirt._native")]
+pub struct HandedOver {
+    ring: RingConfig,
+    kick: OwnedFd,
+    call: OwnedFd,
+}
+
+#[pymethods]
+impl HandedOver {
+    /// Descriptors of the ring.
+    #[getter]
+    fn size(&self) -> u16 {
+        self.ring.size
+    }
+
+    /// Where the three parts of the ring are.
+    #[getter]
+    fn addresses(&self) -> (u64, u64, u64) {
+        (self.ring.descriptors, self.ring.available, self.ring.used)
+    }
+
+    /// The available index to go on from.
+    #[getter]
+    fn base(&self) -> u16 {
+        self.ring.next_available
+    }
+
+    /// Signalled by the driver.
+    #[getter]
+    fn kick_fd(&self) -> i32 {
+        self.kick.as_raw_fd()
+    }
+
+    /// To be signalled for the driver.
+    #[getter]
+    fn call_fd(&self) -> i32 {
+        self.call.as_raw_fd()
     }
 }
 

@@ -24,7 +24,7 @@ mod _native {
         buffer::MemoryView,
         devices::{FileBlock, NullBlock},
         driver::DriverQueue,
-        endpoint::{Endpoint, Event, QueueWorker},
+        endpoint::{Endpoint, Event, HandedOver, QueueWorker},
         frontend::Frontend,
         frontend_values::{RawMessage, SharedRegion},
         memory::{FileRegion, GuestMemory},

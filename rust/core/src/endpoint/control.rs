@@ -16,7 +16,7 @@ use super::{Event, Offer, QueueWorker};
 use crate::{
     event_loop::{EventFd, EventLoop, drain},
     memory::SharedMemoryTable,
-    ring::{RingError, VirtQueue},
+    ring::{RingConfig, RingError, VirtQueue},
 };
 
 /// The part of an endpoint that may be used from any thread, and that device and transport share.
@@ -40,6 +40,19 @@ pub struct Control {
     pub(super) watches: Mutex<Watches>,
     pub(super) workers: Mutex<BTreeMap<u16, Arc<QueueWorker>>>,
     kicks: Mutex<Vec<Option<OwnedFd>>>,
+    /// By which those that queues were handed over to call the driver.
+    calls: Mutex<BTreeMap<u16, EventFd>>,
+}
+
+/// A queue that somebody else serves from now on: see [`Control::hand_over`].
+#[derive(Debug)]
+pub struct HandedOver {
+    /// Where the ring is, and from where on it is to be served.
+    pub ring: RingConfig,
+    /// Signalled by the driver.
+    pub kick: OwnedFd,
+    /// To be signalled for the driver.
+    pub call: OwnedFd,
 }
 
 #[derive(Debug)]
@@ -64,6 +77,7 @@ pub(super) const STOP: u64 = 0;
 pub(super) const KICK: u64 = 1;
 pub(super) const WATCH: u64 = 2;
 pub(super) const TRANSPORT: u64 = 3;
+pub(super) const CALL: u64 = 4;
 
 pub(super) fn token(what: u64, which: u32) -> u64 {
     what << 32 | u64::from(which)
@@ -90,6 +104,7 @@ impl Control {
             stopping: AtomicBool::new(false),
             watches: Mutex::default(),
             workers: Mutex::default(),
+            calls: Mutex::default(),
         }))
     }
 
@@ -166,8 +181,38 @@ impl Control {
         }
     }
 
-    /// Ends all watches: they belong to a session.
+    /// Lets somebody else serve a running queue until the session ends: kicks go there, and what is signalled there
+    /// calls the driver in the transport's own way. `None` when the queue does not run, or has no kick.
+    pub fn hand_over(&self, index: u16) -> Result<Option<HandedOver>, Errno> {
+        let Some(queue) = self.queues.get(usize::from(index)) else { return Ok(None) };
+        let kick = {
+            let kicks = lock(&self.kicks);
+            let Some(Some(kick)) = kicks.get(usize::from(index)) else { return Ok(None) };
+            self.event_loop.unwatch(kick.as_fd());
+            rustix::io::fcntl_dupfd_cloexec(kick, 3)?
+        };
+        let call = EventFd::new()?;
+        let theirs = rustix::io::fcntl_dupfd_cloexec(&call, 3)?;
+        self.event_loop.watch(call.as_fd(), token(CALL, index.into()))?;
+        lock(&self.calls).insert(index, call);
+        Ok(queue.hand_over().map(|ring| HandedOver { ring, kick, call: theirs }))
+    }
+
+    /// Who serves a queue that was handed over calls the driver.
+    pub(super) fn called(&self, index: u16) {
+        if let (Some(call), Some(queue)) =
+            (lock(&self.calls).get(&index), self.queues.get(usize::from(index)))
+        {
+            call.drain();
+            queue.called();
+        }
+    }
+
+    /// Ends all watches: they belong to a session. So does what was handed over.
     pub fn unwatch_all(&self) {
+        for call in std::mem::take(&mut *lock(&self.calls)).values() {
+            self.event_loop.unwatch(call.as_fd());
+        }
         for fd in std::mem::take(&mut lock(&self.watches).open).values() {
             self.event_loop.unwatch(fd.as_fd());
         }

@@ -19,11 +19,11 @@ use std::{
 
 use rustix::io::Errno;
 
-pub use control::Control;
+pub use control::{Control, HandedOver};
 pub use worker::QueueWorker;
 
 use crate::event_loop::Woken;
-use control::{KICK, TRANSPORT, WATCH, lock};
+use control::{CALL, KICK, TRANSPORT, WATCH, lock};
 
 /// What a device has to deal with.
 #[derive(Debug, PartialEq, Eq)]
@@ -263,6 +263,7 @@ impl<T: Transport> Endpoint<T> {
                     }
                 }
                 WATCH => self.pending.push_back(Event::Watch(which)),
+                CALL => self.control.called(which as u16),
                 TRANSPORT => {
                     self.hold_workers();
                     // What happened before the frontend asked is what it shall hear of.

@@ -51,6 +51,9 @@ pub(super) struct Inner {
     pub ring: Option<Ring>,
     pub failed: Option<RingError>,
     pub paused: bool,
+    /// Somebody else serves the ring.
+    pub handed_over: bool,
+    config: Option<RingConfig>,
     pub polled: bool,
     call: Option<OwnedFd>,
     err: Option<OwnedFd>,
@@ -67,6 +70,8 @@ impl Inner {
             ring: None,
             failed: None,
             paused: false,
+            handed_over: false,
+            config: None,
             polled: false,
             call: None,
             err: None,
@@ -85,7 +90,7 @@ impl Inner {
             return Err(error.clone());
         }
         match &mut self.ring {
-            Some(Ring::Split(ring)) if !self.paused => Ok(Some(ring)),
+            Some(Ring::Split(ring)) if !self.paused && !self.handed_over => Ok(Some(ring)),
             _ => Ok(None),
         }
     }
@@ -176,6 +181,8 @@ impl VirtQueue {
         let before = inner.ring.replace(ring);
         inner.failed = None;
         inner.paused = false;
+        inner.handed_over = false;
+        inner.config = Some(*config);
         if resumed {
             // Whoever served the ring before may have died between the used index and the call.
             inner.call();
@@ -207,11 +214,27 @@ impl VirtQueue {
         self.advance(&mut inner);
         inner.failed = None;
         inner.paused = false;
+        inner.handed_over = false;
         let ring = inner.ring.take();
         drop(inner);
         self.settle();
         // Only now: what is mapped for single chains goes with the ring.
         ring.map(|Ring::Split(ring)| ring.resume_index())
+    }
+
+    /// Lets somebody else serve the ring (a daemon, in a process of its own) until it is stopped: no chain is taken
+    /// here any more, and nobody looks; where it is stopped they know, and we do not. Gives what the ring was started
+    /// with; `None` when there is no ring.
+    pub fn hand_over(&self) -> Option<RingConfig> {
+        let mut inner = self.lock();
+        inner.ring.as_ref()?;
+        inner.handed_over = true;
+        inner.config
+    }
+
+    /// Calls the driver for whoever the ring was handed over to.
+    pub fn called(&self) {
+        self.lock().call();
     }
 
     /// Begins a new generation, after the last copy of the old one has ended.

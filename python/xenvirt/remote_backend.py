@@ -1,0 +1,238 @@
+"""A daemon behind a transport that speaks no vhost-user: what its driver does becomes messages to the daemon.
+
+Rings and buffers are the daemon's own to reach; what it gets of the driver is where they are. Kicks go to it
+without passing here, and its calls become the driver's interrupts.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+from xenvirt import _native
+from xenvirt.device import Device, Session, config_bytes
+from xenvirt.errors import DisconnectedError, NegotiationError, XenvirtError
+from xenvirt.remote import RemoteDevice
+from xenvirt.remote_shape import shape_of
+from xenvirt.virtio.features import Feature
+from xenvirt.virtio.ids import DeviceId
+from xenvirt.virtio.names import feature_names
+
+log = logging.getLogger("xenvirt")
+
+NOT_HERE = int(
+    Feature.RING_PACKED
+    | Feature.ACCESS_PLATFORM
+    | Feature.SR_IOV
+    | Feature.NOTIFICATION_DATA
+    | Feature.NOTIF_CONFIG_DATA
+    | Feature.RING_RESET
+    | Feature.ADMIN_VQ
+    | Feature.LOG_ALL
+)
+"""Features between driver and transport, which a daemon cannot have where the transport has not."""
+
+Regions = Callable[[Session], Sequence[_native.SharedRegion]]
+"""What a daemon is told of the driver's memory."""
+
+
+class RemoteBackend(Device):
+    """A :class:`~xenvirt.RemoteDevice`, as the transport sees it.
+
+    The daemon is connected to when it is made, since a driver must be told its features, queues and config
+    space before it does anything.
+
+    When the daemon dies under a running driver, it is connected to again, for the remote device's
+    ``timeout``, and goes on where the used rings stand: requests that it had begun it begins anew. That
+    cannot be where it had answered requests out of their order, or comes back with fewer features: then the
+    queues go into their error state, and the driver is told that the device needs a reset.
+
+    Args:
+        remote: the daemon.
+        device_id: what kind of device it is.
+        regions: describes the driver's memory to the daemon.
+        check: is given the negotiated connection, each time; raises if the daemon cannot be used.
+
+    Raises:
+        DisconnectedError: nobody listens there.
+        NegotiationError: there is no telling how many queues it has; or what ``check`` raises.
+    """
+
+    device_id: ClassVar[DeviceId | int] = 0
+    _ring_features = 0  # the daemon's features are all that there are
+
+    def __init__(
+        self,
+        remote: RemoteDevice,
+        device_id: DeviceId | int,
+        regions: Regions,
+        check: Callable[[_native.Frontend], None] = lambda _daemon: None,
+    ) -> None:
+        self.remote = remote
+        self._regions = regions
+        self._check = check
+        self._session: Session | None = None
+        self._queues: dict[int, _native.HandedOver] = {}
+        self._errors: list[int] = []
+        self._daemon = self._connect()
+        shape = shape_of(self._daemon, device_id, remote.queue_sizes)
+        self.device_id = shape.device_id  # type: ignore[misc] # of this one object
+        self.queue_sizes, self.config = shape.queue_sizes, shape.config
+        self.features = shape.features & ~NOT_HERE
+        if shape.features & NOT_HERE:
+            names = ", ".join(feature_names(shape.features & NOT_HERE))
+            log.info("%r: features of the daemon that are not offered: %s", self, names)
+
+    def __repr__(self) -> str:
+        return repr(self.remote)
+
+    def activate(self, session: Session) -> None:
+        """Hands the rings over to the daemon."""
+        self._session = session
+        for queue in session.queues:
+            handed = session._endpoint.hand_over(queue.index)
+            if handed is not None:
+                self._queues[queue.index] = handed
+        if hung_up(self._daemon):
+            self._daemon = self._connect()
+        self._set_up({index: queue.base for index, queue in self._queues.items()})
+
+    def config_written(self, offset: int, data: bytes) -> None:
+        """Passes the driver's write on."""
+        self._daemon.set_config(offset, data)
+
+    def reset(self) -> None:
+        """Stops the rings; when this returns the daemon touches none of them."""
+        self._session = None
+        queues, self._queues = self._queues, {}
+        try:
+            for index in queues:
+                self._daemon.stop_queue(index)
+        except XenvirtError as error:
+            log.warning("%r: it did not stop its queues, and is hung up on: %s", self, error)
+            self._daemon.close()
+        self._close_errors()
+
+    def close(self) -> None:
+        """Hangs up."""
+        self._daemon.close()
+
+    # ---- the connection
+
+    def _connect(self) -> _native.Frontend:
+        daemon = _native.Frontend(self.remote.socket, timeout=self.remote.timeout)
+        try:
+            self._check(daemon)
+        except BaseException:
+            daemon.close()
+            raise
+        return daemon
+
+    def _set_up(self, bases: dict[int, int]) -> None:
+        """Tells the daemon everything, and has it begin."""
+        session, daemon = self._session, self._daemon
+        assert session is not None
+        lacking = session.features & self.features & ~daemon.offered_features
+        if lacking:
+            names = ", ".join(feature_names(lacking, int(self.device_id)))
+            raise NegotiationError(f"the daemon has lost features that the driver uses: {names}")
+        daemon.set_features(session.features & daemon.offered_features)
+        daemon.set_memory(list(self._regions(session)))
+        for index, queue in self._queues.items():
+            descriptors, available, used = queue.addresses
+            error = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._errors.append(error)
+            daemon.set_queue(
+                index,
+                queue.size,
+                descriptors=descriptors,
+                available=available,
+                used=used,
+                base=bases[index],
+                kick=queue.kick_fd,
+                call=queue.call_fd,
+                err=error,
+            )
+            session.watch(error, lambda index=index, error=error: self._failed(index, error))  # type: ignore[misc]
+        for index in self._queues:
+            daemon.enable_queue(index)
+        daemon.barrier()
+        watched = session.watch(daemon.fileno(), lambda: self._spoken(daemon))
+        self._socket_watch = watched
+        changes = daemon.config_change_fd
+        if changes is not None:
+            session.watch(changes, self._config_changed)
+
+    def _spoken(self, daemon: _native.Frontend) -> None:
+        """The daemon's socket is readable, while nothing was asked: it hung up."""
+        if daemon is not self._daemon or not hung_up(daemon):
+            return
+        self._socket_watch.close()
+        self._close_errors()
+        log.warning("%r: the daemon hung up", self)
+        try:
+            bases = self._bases()
+            self._daemon = self._connect()
+            self._set_up(bases)
+        except (XenvirtError, OSError) as error:
+            log.error("%r: the device stops: %s", self, error)  # noqa: TRY400
+            assert self._session is not None
+            for index in self._queues:
+                self._session._endpoint.fail_queue(index)
+            return
+        log.warning("%r: the daemon is there again, and goes on", self)
+        for queue in self._queues.values():
+            os.eventfd_write(queue.kick_fd, 1)  # for what nobody kicks for any more
+            os.eventfd_write(queue.call_fd, 1)  # it may have died between the used index and the call
+
+    def _bases(self) -> dict[int, int]:
+        """Where the rings are to go on: at the used index, if what was used is what was available before."""
+        session = self._session
+        assert session is not None
+        bases = {}
+        for index, queue in self._queues.items():
+            _, available, used = queue.addresses
+            size, memory = queue.size, session.memory
+            base = int.from_bytes(memory.read(used + 2, 2), "little")
+            added = int.from_bytes(memory.read(available + 2, 2), "little")
+            ring = memory.read(available + 4, 2 * size)
+            used_ring = memory.read(used + 4, 8 * size)
+            # Of what was used, those whose place in the available ring was not written anew.
+            count = min(size - ((added - base) & 0xFFFF), base if base < size else size)
+            places = [(base - 1 - back) % size for back in range(count)]
+            heads = sorted(ring[2 * place : 2 * place + 2] for place in places)
+            if heads != sorted(used_ring[8 * place : 8 * place + 2] for place in places):
+                raise DisconnectedError(
+                    f"the daemon hung up, and had answered requests of queue {index} out of their order: "
+                    "nobody knows which are still to be done"
+                )
+            bases[index] = base
+        return bases
+
+    def _failed(self, index: int, error: int) -> None:
+        if error in self._errors and self._session is not None:
+            os.eventfd_read(error)
+            log.error("%r: the daemon calls queue %d broken", self, index)
+            self._session._endpoint.fail_queue(index)
+
+    def _config_changed(self) -> None:
+        if self._daemon.config_changes():
+            size = len(config_bytes(self.config))
+            self.update_config(self._daemon.config(0, size) if size else b"")
+
+    def _close_errors(self) -> None:
+        errors, self._errors = self._errors, []
+        for error in errors:
+            os.close(error)
+
+
+def hung_up(daemon: _native.Frontend) -> bool:
+    """Is the connection over? The daemon need not be asked for that."""
+    if daemon.closed:
+        return True
+    poller = select.poll()
+    poller.register(daemon.fileno(), select.POLLRDHUP)
+    return bool(poller.poll(0))

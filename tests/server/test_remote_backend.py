@@ -1,0 +1,172 @@
+"""A daemon behind a transport that speaks no vhost-user: here a driver of this process, in shared memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xenvirt import Chain, DeviceId, RemoteDevice, Server, Session, VhostUserSocket, _native
+from xenvirt.devices import BlockDevice
+from xenvirt.drivers import BlockDriver
+from xenvirt.errors import DeviceFailedError, DisconnectedError, NegotiationError
+from xenvirt.in_process import InProcessLink
+from xenvirt.link import LinkMemory
+from xenvirt.remote_backend import RemoteBackend
+
+from .conftest import echo, echo_request
+from .devices import Echo, Keeper
+
+
+class SharingLink(InProcessLink):
+    """A driver of this process that shares its memory with a daemon, too."""
+
+    shared: Sequence[_native.SharedRegion] = ()
+
+    def _start(self, features: int, memory: LinkMemory) -> None:
+        region = memory.region
+        self.shared = [
+            _native.SharedRegion(
+                memory.fd, region.guest_address, region.size, user_address=region.user_address
+            )
+        ]
+        super()._start(features, memory)
+
+
+def linked(daemon: str, device_id: DeviceId = DeviceId.VSOCK, **options: Any) -> SharingLink:
+    """A link to a daemon, through a device that hands everything over to it."""
+    links: list[SharingLink] = []
+
+    def regions(_session: Session) -> Sequence[_native.SharedRegion]:
+        return links[0].shared
+
+    remote = RemoteDevice(daemon, timeout=options.pop("timeout", 10.0))
+    links.append(SharingLink(RemoteBackend(remote, device_id, regions, **options), 10.0))
+    return links[0]
+
+
+@pytest.fixture
+def daemons() -> Iterator[Server]:
+    with Server() as server:
+        yield server
+
+
+def test_a_driver_is_served_by_the_daemon(daemons: Server, path: str) -> None:
+    device = Echo()
+    served = daemons.add(device, VhostUserSocket(path))
+    with linked(path) as link:
+        assert link.offered_features == served._endpoint.offered_features
+        link.start(link.offered_features, [16])
+        for text in (b"hello", b"again"):
+            assert echo(link, text) == text
+        assert device.happened == ["activate"]
+        link.write_config(2, b"\x01\x02")
+        assert device.happened == ["activate", "config 2 0102"]
+        device.update_config(b"new conf")
+        link.wait_for(lambda: link.config_changes > 0, "a changed config space")
+        assert link.config(0, 8) == b"new conf"
+    assert device.happened == ["activate", "config 2 0102", "reset"]
+    assert served.counters.chains == 2
+
+
+def test_a_disk_of_two_queues_keeps_what_is_written(daemons: Server, path: str, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(1 << 20))
+    with BlockDevice(image, queues=2, queue_size=128) as disk:
+        daemons.add(disk, VhostUserSocket(path))
+        with linked(path, DeviceId.BLOCK) as link, BlockDriver(link) as driver:
+            assert (driver.queues, driver.capacity) == (2, 2048)
+            for queue in range(2):
+                driver.write(queue * 4096, bytes([queue + 1]) * 4096, queue=queue)
+            assert driver.read(0, 8192) == b"\1" * 4096 + b"\2" * 4096
+    assert image.read_bytes()[4096:8192] == b"\2" * 4096
+
+
+def test_a_daemon_that_was_started_again_goes_on(path: str, caplog: pytest.LogCaptureFixture) -> None:
+    with Server() as first:
+        keeper = Keeper()
+        first.add(keeper, VhostUserSocket(path))
+        link = linked(path)
+        link.start(link.offered_features, [16])
+        kept = link.submit_now(echo_request(b"kept"))
+        assert keeper.got.wait(10)
+    with Server() as second, link:
+        second.add(Echo(), VhostUserSocket(path))
+        assert kept.result() == b"kept"  # begun anew
+        assert echo(link, b"new") == b"new"
+    assert "goes on" in caplog.text
+
+
+class Backwards(Keeper):
+    """Answers the second request before the first, and dies over that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.chains: list[Chain] = []
+
+    def process(self, queue: _native.VirtQueue) -> None:
+        self.chains += queue
+        if len(self.chains) == 2:
+            self.chains[1].complete()
+            self.got.set()
+
+
+def test_requests_answered_out_of_order_are_not_begun_anew(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Server() as first:
+        backwards = Backwards()
+        first.add(backwards, VhostUserSocket(path))
+        link = linked(path)
+        link.start(link.offered_features, [16])
+        waiting = [link.submit_now(echo_request(text)) for text in (b"one", b"two")]
+        assert backwards.got.wait(10)
+    with Server() as second, link:
+        second.add(Echo(), VhostUserSocket(path))
+        with caplog.at_level(logging.ERROR):
+            link.attend(10)
+            link.collect()
+        assert [request.done for request in waiting] == [False, True]
+        assert "out of their order" in caplog.text
+        assert link._endpoint.queues[0].counters[-1] == 1  # its errors
+
+
+def test_a_daemon_that_does_not_come_back_stops_the_device(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Server() as first:
+        first.add(Echo(), VhostUserSocket(path))
+        link = linked(path, timeout=0.05)
+        link.start(link.offered_features, [16])
+    with link:
+        link.attend(10)
+        assert "the device stops: cannot connect" in caplog.text
+        assert link._endpoint.queues[0].counters[-1] == 1  # its errors
+
+
+def test_a_daemon_that_is_not_there_is_told(path: str) -> None:
+    with pytest.raises(DisconnectedError, match="cannot connect"):
+        linked(path, timeout=0.05)
+
+
+def test_a_daemon_that_cannot_be_used_is_refused_and_left(daemons: Server, path: str) -> None:
+    device = Echo()
+    daemons.add(device, VhostUserSocket(path))
+
+    def refuse(_daemon: _native.Frontend) -> None:
+        raise NegotiationError("it has no wings")
+
+    with pytest.raises(NegotiationError, match="no wings"):
+        linked(path, check=refuse)
+    with linked(path) as link:  # somebody else's turn
+        link.start(link.offered_features, [16])
+        assert echo(link) == b"hello"
+
+
+def test_a_ring_that_the_daemon_does_not_take_stops_the_device(daemons: Server, path: str) -> None:
+    daemons.add(Echo(), VhostUserSocket(path))
+    with linked(path) as link, pytest.raises(DeviceFailedError, match="SET_VRING_NUM"):
+        link.start(link.offered_features, [64])  # it takes 16, and vhost-user does not tell
