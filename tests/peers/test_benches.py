@@ -1,6 +1,7 @@
 """Each bench runs against its peer. What the numbers say is nobody's business here: others are at work."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,10 @@ from typing import Any
 
 import pytest
 
+from benches import blk_null
+from benches.standstill import Standstill
+
+from . import libblkio
 from .conftest import need
 
 RUN = Path(__file__).parents[2] / "benches" / "run.py"
@@ -55,3 +60,42 @@ def test_a_bench_gives_its_rows(name: str, blkio: Callable[[str], Path], tmp_pat
         assert set(row) == {"name", "ours", "peer", "unit", "ratio", "better", "aim"}
         assert row["ratio"] == pytest.approx(row["ours"] / row["peer"], abs=1e-3)
         assert row["name"] in table
+
+
+ANSWER = '{"aggregate": {"kiops": 1.0}}'
+
+
+def gives_up(times: int, folder: Path) -> Path:
+    """A blkio-bench that waits in vain, so many times."""
+    count = folder / "count"
+    count.write_text("")
+    program = folder / "blkio-bench"
+    program.write_text(
+        f"""#!/bin/sh
+        echo >> {count}
+        [ $(wc -l < {count}) -gt {times} ] && echo '{ANSWER}' && exit 0
+        echo "Timeout receiving completion event - aborting" >&2
+        exit 134
+        """
+    )
+    program.chmod(0o755)
+    return program
+
+
+@pytest.mark.parametrize(
+    ("stood_still", "tries"), [(0.5, 3), (0.0, 1)], ids=["the-machine-stood-still", "it-did-not"]
+)
+def test_a_client_that_waits_in_vain_is_asked_again_only_if_the_machine_stood_still(
+    stood_still: float, tries: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = gives_up(2, tmp_path)
+    monkeypatch.setattr(libblkio, "program", lambda _name: program)
+    monkeypatch.setattr(Standstill, "longest", stood_still)
+    monkeypatch.setattr(blk_null, "DRIVER_CORE", min(os.sched_getaffinity(0)))
+    monkeypatch.setattr(blk_null, "DEVICE_CORE", min(os.sched_getaffinity(0)))
+    if stood_still:
+        assert blk_null.blkio_bench("socket", 32) == {"kiops": 1.0}
+    else:
+        with pytest.raises(blk_null.GaveUpError, match="a core stood still for 0 ms"):
+            blk_null.blkio_bench("socket", 32)
+    assert len((tmp_path / "count").read_text()) == tries
