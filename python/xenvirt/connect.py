@@ -44,6 +44,7 @@ def connect(
 
     Raises:
         DisconnectedError: nobody listens there, or the backend hung up.
+        OSError: what is there is no socket, or not for us.
         LinkTimeoutError: the backend did not answer in time.
         NegotiationError: the backend wants something that was not chosen (XEN_MMAP).
         TypeError: ``target`` is an :class:`~xenvirt.AsyncDevice`: use :func:`connect_async`.

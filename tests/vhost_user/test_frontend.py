@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -196,7 +197,8 @@ def test_a_refusal_carries_what_the_backend_answered(path: Path) -> None:
 
 def test_a_backend_that_does_not_answer_is_a_timeout_and_then_of_no_more_use(path: Path) -> None:
     silent = {fake.GET_VRING_BASE: lambda _: b""}
-    with FakeBackend(path, reactions=silent), Frontend(path, timeout=0.1) as frontend:
+    # What has to be answered before may take its time; here that is nothing.
+    with FakeBackend(path, reactions=silent), Frontend(path, timeout=0.1, negotiate=False) as frontend:
         with pytest.raises(LinkTimeoutError, match="no answer to GET_VRING_BASE within 100ms") as caught:
             frontend.stop_queue(0)
         assert "-> GET_VRING_BASE queue 0" in caught.value.__notes__[0]
@@ -258,6 +260,15 @@ def test_nobody_there_is_a_disconnect_after_the_timeout(path: Path) -> None:
         bound.bind(str(path))
         with pytest.raises(DisconnectedError, match="refused"):
             Frontend(path, timeout=0.05)
+
+
+def test_what_is_no_socket_is_not_waited_for(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for path in (file, tmp_path):
+        with pytest.raises(OSError, match=f"cannot connect to {path}: it is no socket") as caught:
+            Frontend(path, timeout=None)
+        assert caught.value.errno == errno.ENOTSOCK
 
 
 def test_a_socket_that_comes_late_is_found(path: Path) -> None:

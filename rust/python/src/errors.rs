@@ -217,6 +217,7 @@ fn frontend(error: &FrontendError) -> PyErr {
         | FrontendError::Closed { .. }
         | FrontendError::Ended(_) => python::DisconnectedError::new_err(text),
         FrontendError::Connect { errno, .. } => os_error(*errno, &text),
+        FrontendError::NoSocket(_) => os_error(Errno::NOTSOCK, &text),
         FrontendError::Timeout { .. } => python::LinkTimeoutError::new_err(text),
         FrontendError::Interrupted(_) => pyo3::exceptions::PyInterruptedError::new_err(text),
         FrontendError::Protocol(error) => protocol(error),

@@ -3,6 +3,7 @@
 use std::{os::fd::OwnedFd, path::Path, time::Duration};
 
 use rustix::{
+    fs::{FileType, stat},
     io::Errno,
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with},
 };
@@ -24,6 +25,9 @@ pub(super) fn connect_with_retry(path: &Path, patience: &Patience) -> Result<Own
         let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(failed)?;
         let errno = match connect(&socket, &address) {
             Ok(()) => return Ok(socket),
+            Err(Errno::CONNREFUSED) if is_something_else(path) => {
+                return Err(FrontendError::NoSocket(path.into()));
+            }
             Err(errno @ (Errno::NOENT | Errno::CONNREFUSED | Errno::AGAIN | Errno::INTR)) => errno,
             Err(errno) => return Err(failed(errno)),
         };
@@ -36,4 +40,9 @@ pub(super) fn connect_with_retry(path: &Path, patience: &Patience) -> Result<Own
             Err(Waited::Failed(errno)) => return Err(failed(errno)),
         }
     }
+}
+
+/// A file, a directory: connecting to one is refused as it is for a socket on which nobody listens.
+fn is_something_else(path: &Path) -> bool {
+    stat(path).is_ok_and(|found| FileType::from_raw_mode(found.st_mode) != FileType::Socket)
 }

@@ -20,6 +20,9 @@ pub enum FrontendError {
         /// How long was tried.
         timeout: Duration,
     },
+    /// There is something at that path, and nobody can connect to it.
+    #[error("cannot connect to {}: it is no socket", .0.display())]
+    NoSocket(PathBuf),
     /// The peer is there and does not answer.
     #[error("no answer to {request} within {timeout:?}; the connection is of no more use")]
     Timeout {
