@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from xenvirt.errors import XenvirtError
 
@@ -17,6 +18,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="xenvirt",
         description="Virtio devices in Python: serve them, try them, ask what a host or a backend offers.",
     )
+    parser.add_argument("--version", action="version", version=f"xenvirt {version('xenvirt')}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in (demo, serve, attach, inspect, trace, probe, lab):
         command.add_parser(commands)
