@@ -99,7 +99,7 @@ def test_a_command_ends_with_its_client(channel: Channel, tmp_path: Path) -> Non
             env={},
             stdout=io.BytesIO(),
             stderr=io.BytesIO(),
-            timeout=1,
+            timeout=5,  # in which the shell has to have begun
         )
     end = os.pidfd_open(int((tmp_path / "pid").read_text()))
     channel.close()

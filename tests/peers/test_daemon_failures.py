@@ -44,7 +44,7 @@ def test_one_whose_socket_has_another_name_is_told_with_the_suffix_to_say(
 ) -> None:
     program = daemon_program(crates.RNG)
     with pytest.raises(DaemonError, match=r"did not open its socket .*: say socket_suffix='0'"):
-        Daemon(program, "--socket-path={socket}", timeout=1.0).__enter__()
+        Daemon(program, "--socket-path={socket}", timeout=4.0).__enter__()
 
 
 def test_a_panic_in_mid_request_is_told_with_the_request_and_the_reason(
