@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -20,7 +21,7 @@ from .linux_guest import LinuxGuest
 
 DISK = (
     '"format=raw, vdev={vdev}, access={access}, backendtype=standalone, specification=virtio, '
-    'target=/{vdev}.img"'
+    'target={folder}/{vdev}.img"'
 )
 
 
@@ -65,11 +66,14 @@ def backend() -> Iterator[Backend]:
 
 
 @pytest.mark.dom0("aarch64")
-def test_disks_of_xl_come_and_go_with_their_guest() -> None:
+def test_disks_of_xl_come_and_go_with_their_guest(tmp_path: Path) -> None:
     """xl create waits for state 2 and xl destroy for state 6."""
     disks = ", ".join(
-        DISK.format(vdev=vdev, access=access) for vdev, access in (("xvda", "rw"), ("xvdb", "ro"))
+        DISK.format(vdev=vdev, access=access, folder=tmp_path)
+        for vdev, access in (("xvda", "rw"), ("xvdb", "ro"))
     )
+    for vdev in ("xvda", "xvdb"):
+        (tmp_path / f"{vdev}.img").write_bytes(bytes(4096))  # libxl looks whether it is there
     with backend() as seen, XenStore() as store:
         with LinuxGuest("", configuration=f"disk = [{disks}]\n") as guest:
             seen.wait_for(2)
@@ -80,7 +84,7 @@ def test_disks_of_xl_come_and_go_with_their_guest() -> None:
             assert (first.base, first.irq) == (0x200_0000, 33)
             assert (second.base, second.irq) == (0x200_0200, 34)
             assert (first.read_only, second.read_only) == (False, True)
-            assert first.target == "/xvda.img"
+            assert first.target == f"{tmp_path}/xvda.img"
             assert first.uuid is not None
             assert first.uuid.startswith("/vm/")
             assert store.read(f"{first.path}/state") == "2"
