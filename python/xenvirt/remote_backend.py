@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import select
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 from xenvirt import _native
@@ -35,8 +35,8 @@ NOT_HERE = int(
 )
 """Features between driver and transport, which a daemon cannot have where the transport has not."""
 
-Regions = Callable[[Session], Sequence[_native.SharedRegion]]
-"""What a daemon is told of the driver's memory."""
+Regions = Callable[[Session, Mapping[int, _native.HandedOver]], Sequence[_native.SharedRegion]]
+"""What a daemon is told of the driver's memory, for these queues."""
 
 
 class RemoteBackend(Device):
@@ -140,7 +140,7 @@ class RemoteBackend(Device):
             names = ", ".join(feature_names(lacking, int(self.device_id)))
             raise NegotiationError(f"the daemon has lost features that the driver uses: {names}")
         daemon.set_features(session.features & daemon.offered_features)
-        daemon.set_memory(list(self._regions(session)))
+        daemon.set_memory(list(self._regions(session, self._queues)))
         for index, queue in self._queues.items():
             descriptors, available, used = queue.addresses
             error = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)

@@ -40,7 +40,7 @@ def linked(daemon: str, device_id: DeviceId = DeviceId.VSOCK, **options: Any) ->
     """A link to a daemon, through a device that hands everything over to it."""
     links: list[SharingLink] = []
 
-    def regions(_session: Session) -> Sequence[_native.SharedRegion]:
+    def regions(_session: Session, _queues: object) -> Sequence[_native.SharedRegion]:
         return links[0].shared
 
     remote = RemoteDevice(daemon, timeout=options.pop("timeout", 10.0))

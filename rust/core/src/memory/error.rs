@@ -116,14 +116,6 @@ pub enum MapError {
         /// What the kernel said; ENOSPC where no huge pages are left.
         errno: Errno,
     },
-    /// An access to memory that is mapped by the access is too long.
-    #[error("cannot map {len} bytes for one access: at most {most}")]
-    Demand {
-        /// Length in bytes.
-        len: u64,
-        /// What is allowed.
-        most: u64,
-    },
     /// Frames of another domain.
     #[error(transparent)]
     Foreign(#[from] ForeignMapError),
@@ -136,7 +128,7 @@ impl MapError {
     /// The kernel's error, where the kernel was asked.
     pub fn errno(&self) -> Option<Errno> {
         match self {
-            Self::Length(_) | Self::BeyondEnd { .. } | Self::Demand { .. } => None,
+            Self::Length(_) | Self::BeyondEnd { .. } => None,
             Self::Refused { errno, .. } | Self::NotMade { errno, .. } => Some(*errno),
             Self::Foreign(error) => error.errno(),
             Self::Grant(error) => error.errno(),

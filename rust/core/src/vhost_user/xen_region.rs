@@ -4,16 +4,27 @@ use std::{fmt, os::fd::OwnedFd, path::Path, sync::Arc, time::Duration};
 
 use super::{MemoryRegion, XenMapFlags};
 use crate::{
-    memory::{AttachRequest, Backing, ForeignWindows, MapError, MemoryError, Part},
-    xen::{ForeignCalls, Gntdev, GrantCalls, GrantRegion, Privcmd, abi::FRAME},
+    memory::{
+        AttachRequest, Backing, ForeignWindows, GRANT_ADDRESS, GrantCache, MapError, MemoryError, Part,
+    },
+    xen::{
+        ForeignCalls, Gntdev, Grant, GrantCalls, GrantMapError, GrantMapping, GrantRequest, Privcmd,
+        UnmapNotify, abi::FRAME,
+    },
 };
 
 const PAGE: u64 = FRAME as u64;
 
+/// Pages of a region of grants that is mapped in advance: many times what the largest ring has.
+const MOST_IN_ADVANCE: u64 = 1 << 14;
+
+/// How many bad references an error names.
+const NAMED: usize = 4;
+
 /// Bytes of a guest that stay mapped for each of its regions; what is in use at a time may exceed it.
 const MAPPED_LIMIT: u64 = 1 << 30;
 
-/// How long frames that are paged out are waited for.
+/// How long frames and grants that are paged out are waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What is made of a descriptor that came with a region: the kernel's devices, or those of a test.
@@ -85,14 +96,44 @@ pub(super) fn back(
         let region = memory.regions().first().ok_or(MapError::Length(said.size))?;
         Arc::clone(&region.backing)
     } else {
-        let region = GrantRegion::new(devices.grants(device), domain, start, pages);
+        let first = start & !GRANT_ADDRESS;
+        let calls = devices.grants(device);
         if said.xen_flags.contains(XenMapFlags::NO_ADVANCE_MAP) {
-            Arc::new(region)
-        } else {
-            region.in_advance().map_err(MapError::from)?
+            // One that is said to go on behind the last reference ends there.
+            let cache: Arc<dyn Backing> = GrantCache::new(calls, domain, PATIENCE);
+            let size = said.size.min(cache.len().saturating_sub(first + within));
+            return Ok(Part::of(cache, first + within, size)?);
         }
+        in_advance(&calls, domain, first / PAGE, pages).map_err(MapError::from)?
     };
     Ok(Part::of(whole, within, said.size)?)
+}
+
+/// Pages from a reference on, mapped for as long as what is given lives; for reading alone if they are granted so.
+fn in_advance(
+    calls: &Arc<dyn GrantCalls>,
+    domain: u16,
+    first: u64,
+    pages: u64,
+) -> Result<Arc<dyn Backing>, GrantMapError> {
+    let count = usize::try_from(pages).unwrap_or(usize::MAX);
+    if pages > MOST_IN_ADVANCE {
+        return Err(GrantMapError::Count(count));
+    }
+    // A reference has 32 bits, and an address room for 51.
+    let references = first..first.saturating_add(pages);
+    let grants =
+        references.map(|reference| Some(Grant { domain, reference: u32::try_from(reference).ok()? }));
+    let grants = grants.collect::<Option<Vec<_>>>().ok_or(GrantMapError::Count(count))?;
+    let (notify, patience) = (UnmapNotify::default(), PATIENCE);
+    let request = |writable| GrantRequest { grants: &grants, writable, patience, notify, named: NAMED };
+    let mapped = match GrantMapping::map(calls, &request(true)) {
+        Err(GrantMapError::Grants { failures, .. }) if failures.iter().all(|bad| bad.read_only) => {
+            GrantMapping::map(calls, &request(false))
+        }
+        other => other,
+    };
+    Ok(Arc::new(mapped?))
 }
 
 #[cfg(test)]
@@ -104,7 +145,7 @@ mod tests {
         memory::{GuestMemory, MemoryKind},
         vhost_user::{MemorySlots, TableError},
         xen::{
-            GRANT_ADDRESS, Grant,
+            Grant,
             fake_domain::{DOMAIN, FakeDomain},
             fake_grants::FakeGrants,
         },

@@ -21,7 +21,6 @@ mod gntalloc;
 mod gntdev;
 mod grant;
 mod grant_copy;
-mod grant_region;
 mod hypercall;
 mod ioreq;
 mod privcmd;
@@ -37,7 +36,6 @@ pub use gntalloc::{Gntalloc, ShareCalls};
 pub use gntdev::{Gntdev, Grant, GrantCalls, UnmapNotify};
 pub use grant::{GrantFailure, GrantMapError, GrantMapping, GrantRequest};
 pub use grant_copy::{CopyFailure, GrantCopyError, check_copy, copy_from_grants, copy_to_grants};
-pub use grant_region::{GRANT_ADDRESS, GrantRegion};
 pub use hypercall::{BufferKind, HypercallBuffer};
 pub use ioreq::{
     IoreqServer, MAX_VCPUS, PageSource, PendingRequest, PerformError, Registers, Request, RequestData,
