@@ -44,6 +44,7 @@ class Service:
         self._end_session()
         self.endpoint.close()
         self.device._endpoint = None
+        self.device._served_no_more()
 
     def handle(self, event: Event | VirtQueue) -> None:
         """Lets the device deal with one event."""

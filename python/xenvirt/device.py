@@ -113,6 +113,9 @@ class _AnyDevice:
         Called once for each ``activate``, also when the session ends with an error.
         """
 
+    def _served_no_more(self) -> None:
+        """The transport is closed, the last session over: for a device that is made to be served once."""
+
     def update_config(self, config: Structure | bytes) -> None:
         """Replaces the config space, and tells the driver (a configuration change, virtio 1.3, section 2.5).
 

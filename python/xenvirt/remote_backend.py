@@ -55,6 +55,7 @@ class RemoteBackend(Device):
         device_id: what kind of device it is.
         regions: describes the driver's memory to the daemon.
         check: is given the negotiated connection, each time; raises if the daemon cannot be used.
+        closed: called when it is hung up on for good.
 
     Raises:
         DisconnectedError: nobody listens there.
@@ -70,10 +71,12 @@ class RemoteBackend(Device):
         device_id: DeviceId | int,
         regions: Regions,
         check: Callable[[_native.Frontend], None] = lambda _daemon: None,
+        closed: Callable[[], None] = lambda: None,
     ) -> None:
         self.remote = remote
         self._regions = regions
         self._check = check
+        self._closed = closed
         self._session: Session | None = None
         self._queues: dict[int, _native.HandedOver] = {}
         self._errors: list[int] = []
@@ -117,8 +120,12 @@ class RemoteBackend(Device):
         self._close_errors()
 
     def close(self) -> None:
-        """Hangs up."""
+        """Hangs up, for good. What serves it does that at its end."""
         self._daemon.close()
+        self._closed()
+
+    def _served_no_more(self) -> None:
+        self.close()
 
     # ---- the connection
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+import struct
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -190,3 +193,26 @@ def test_many_messages_do_not_pile_up(server: Server, path: str, daemon: str) ->
         link.protocol.barrier()
         assert link.config(0, 8) == bytes(8)
     until(lambda: sum(message.number == Request.SET_OWNER for message in messages) >= 2000)
+
+
+def test_a_daemon_that_does_not_read_holds_the_frontend_up_and_loses_nothing(
+    server: Server, path: str, daemon: str
+) -> None:
+    count = 40_000  # more than both sockets take
+    message = struct.pack("=III", Request.SET_VRING_BASE, 1, 8)
+    sent = b"".join(message + struct.pack("=II", 0, number) for number in range(count))
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as frontend:
+        listener.bind(daemon)
+        listener.listen(1)
+        server.add(RemoteDevice(daemon), VhostUserSocket(path))
+        frontend.connect(path)
+        sending = threading.Thread(target=frontend.sendall, args=(sent,))
+        sending.start()
+        with listener.accept()[0] as connection:
+            sending.join(0.2)
+            assert sending.is_alive()  # nobody keeps it for the daemon
+            received = bytearray()
+            while len(received) < len(sent):
+                received += connection.recv(1 << 16)
+            assert received == sent
+        sending.join()

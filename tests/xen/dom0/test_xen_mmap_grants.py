@@ -15,7 +15,7 @@ from xenvirt.errors import RequestRefusedError
 from xenvirt.vhost_user.protocol import ProtocolFeature
 from xenvirt.xen import GrantAllocator, GrantShare
 
-pytestmark = pytest.mark.dom0("pv", "pvh", "aarch64")
+pytestmark = pytest.mark.dom0("pv")
 
 PAGE = 4096
 DOM0 = 0
