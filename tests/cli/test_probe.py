@@ -17,7 +17,10 @@ from xenvirt.cli.probes import Finding, kvm, memory, net, peers, probes, xen
 from xenvirt.cli.probes.finding import why_not_opened
 
 ALL = [probe for group in probes().values() for probe in group]
-XEN = [xen.privcmd, xen.gntdev, xen.gntalloc, xen.evtchn, xen.xenstore]
+XEN = [
+    *(xen.privcmd, xen.privcmd_calls, xen.placeholders, xen.interrupts_by_eventfd, xen.kicks_by_eventfd),
+    *(xen.hypercall_buffers, xen.gntdev, xen.gntalloc, xen.evtchn, xen.xenstore),
+]
 NODES: list[Callable[[], Finding]] = [kvm.kvm, net.tap, *XEN]
 
 
@@ -28,7 +31,7 @@ def raising(error: OSError) -> Callable[..., int]:
     return fail
 
 
-@pytest.mark.parametrize("probe", {*ALL, *XEN}, ids=lambda probe: probe.__name__)
+@pytest.mark.parametrize("probe", {*ALL, xen.domain, *XEN}, ids=lambda probe: probe.__name__)
 def test_every_probe_says_something_and_leaves_nothing_open(probe: Callable[[], Finding]) -> None:
     before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208
     finding = probe()
