@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 CONFIG = """
 name = "{name}"
-type = "pvh"
+type = "{type}"
 kernel = "/boot/vmlinuz"
 memory = 128
 vcpus = 1
@@ -21,10 +22,10 @@ def xl(*words: str) -> str:
     return subprocess.run(["xl", *words], check=True, capture_output=True, text=True).stdout
 
 
-def make_guest(folder: Path, name: str) -> int:
-    """A paused PVH domain of 128 MiB; gives its id."""
+def make_guest(folder: Path, name: str, type: str = "pvh") -> int:  # noqa: A002 - xl's word
+    """A paused domain of 128 MiB; gives its id."""
     config = folder / f"{name}.cfg"
-    config.write_text(CONFIG.format(name=name))
+    config.write_text(CONFIG.format(name=name, type=type))
     xl("create", "-p", str(config))
     return int(xl("domid", name))
 
@@ -34,6 +35,12 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     domid = make_guest(tmp_path_factory.mktemp("guest"), "guest")
     yield domid
     xl("destroy", str(domid))
+
+
+@pytest.fixture(scope="session")
+def frame() -> int:
+    """A frame of that guest's RAM, with more of it behind."""
+    return 0x4_0100 if os.uname().machine == "aarch64" else 0x1000  # Arm's RAM begins at 1 GiB
 
 
 @pytest.fixture(scope="session")
