@@ -50,10 +50,12 @@ class Toolstack:
         }
         return self._announce("virtio_disk", domid, devid, entries, changes)
 
-    def take_away(self, path: str) -> None:
-        """Begins to: libxl waits for state 6 then."""
+    def take_away(self, path: str, *, force: bool = True) -> None:
+        """Begins to: libxl waits for state 6 then. By force when a guest is destroyed."""
 
         def begin(transaction: Transaction) -> None:
+            if force:
+                transaction.rm(transaction.read(f"{path}/frontend"))
             transaction.write(f"{path}/online", "0")
             if transaction.read(f"{path}/state") != "6":
                 transaction.write(f"{path}/state", "5")
@@ -87,4 +89,5 @@ class Toolstack:
             for name, value in nodes.items():
                 if value is not None:
                     transaction.write(f"{path}/{name}", value)
+            transaction.write(f"{frontend}/state", "1")
         return path

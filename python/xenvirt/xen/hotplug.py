@@ -49,6 +49,8 @@ class Unplugged:
     node: VirtioNode
     reason: str
     """In words, for the log."""
+    replaced: bool = False
+    """Whether the node is another device's by now: its state is none of this one's business."""
 
 
 HotplugEvent: TypeAlias = Plugged | Unplugged
@@ -135,6 +137,15 @@ class HotplugWatch:
                 self._known[node.path] = replace(known, state=state)
             return True
 
+    def guest_goes_on(self, node: VirtioNode) -> bool:
+        """Whether the guest runs on without a device that the toolstack takes away.
+
+        When it destroys a guest it forces its devices away: the frontend's nodes are gone before the
+        backend's (libxl__initiate_device_generic_remove).
+        """
+        frontend = self._store.get(f"{node.path}/frontend") if node.path else None
+        return bool(frontend) and self._store.get(f"{frontend}/state") is not None
+
     def close(self) -> None:
         """Watches no longer."""
         self._watch.close()
@@ -189,7 +200,7 @@ class HotplugWatch:
             self._known[path] = node
         else:
             if known is not None:
-                self._drop(known, "another one has taken its place")
+                self._drop(known, "another one has taken its place", replaced=True)
             self._plug(node)
 
     def _plug(self, node: VirtioNode) -> None:
@@ -206,10 +217,10 @@ class HotplugWatch:
         begun_anew = node.state == XenbusState.INITIALISING and known.state != XenbusState.INITIALISING
         return known.is_same_device(node) and not begun_anew
 
-    def _drop(self, node: VirtioNode, reason: str) -> None:
+    def _drop(self, node: VirtioNode, reason: str, *, replaced: bool = False) -> None:
         del self._known[node.path]
         self._dropped.add(node.path)
-        self._ready.append(Unplugged(node, reason))
+        self._ready.append(Unplugged(node, reason, replaced))
 
     def _read(self, path: str) -> VirtioNode | None:
         try:

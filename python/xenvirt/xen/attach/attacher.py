@@ -85,6 +85,8 @@ class Attacher:
         """Lets go of all devices. Their nodes stay as they are: whoever comes next takes them up."""
         for attachment in self._attached.values():
             attachment.stop(unplugged=False)
+        for attachment in self._ending.values():
+            attachment.release()
         for attachment in (*self._attached.values(), *self._ending.values()):
             attachment.join()
         self._attached.clear()
@@ -115,8 +117,12 @@ class Attacher:
                 self._attach(event)
             elif (attachment := self._attached.pop(path, None)) is not None:
                 log.info("%s: %s", event.node.name, event.reason)
-                attachment.stop(unplugged=True)
+                attachment.stop(unplugged=not event.replaced)
                 self._ending[path] = attachment
+        # After the events, one of which may be what tells that a domain is gone.
+        for one in self._ending.values():
+            if not self._store.is_domain_introduced(one.node.domid):
+                one.release()
 
     def _attach(self, event: Plugged) -> None:
         node = event.node

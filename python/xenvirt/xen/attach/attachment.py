@@ -43,7 +43,7 @@ class Slot(Protocol):
 
 OpenSlot = Callable[[VirtioNode, Served | None, Callable[[], None]], Slot]
 """Takes a guest's slot for a device, or for none (DeviceID 0). The last argument is called, on any thread,
-when the guest's driver has set DRIVER_OK."""
+when the guest's driver has set DRIVER_OK. A BackendError says that this device cannot be served there."""
 
 
 class Attachment:
@@ -72,6 +72,7 @@ class Attachment:
         self._after = after
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stopping = threading.Event()
+        self._released = threading.Event()
         self._unplugged = False
         self._driver_ready = threading.Event()
         self._lock = threading.Lock()
@@ -87,7 +88,13 @@ class Attachment:
         """
         self._unplugged = unplugged
         self._stopping.set()
+        if not unplugged:
+            self._released.set()
         self._awake()
+
+    def release(self) -> None:
+        """Gives up the slot that is left of an unplugged device: its guest is gone, or has another one."""
+        self._released.set()
 
     @property
     def runs(self) -> bool:
@@ -103,6 +110,7 @@ class Attachment:
     def _run(self) -> None:
         try:
             if self._after is not None:
+                self._after.release()
                 self._after.join()
                 self._after = None
             self._serve()
@@ -118,13 +126,27 @@ class Attachment:
     def _serve(self) -> None:
         with ExitStack() as stack:
             device, daemon = self._make(stack)
-            slot = self._open_slot(self.node, device, self._driver_is_ready)
+            try:
+                slot = self._open_slot(self.node, device, self._driver_is_ready)
+            except BackendError as error:
+                log.warning("%s: the guest finds an empty slot: %s", self.node.name, error)
+                device = None
+                slot = self._open_slot(self.node, None, self._driver_is_ready)
             stack.callback(slot.close)
             self._devices.advance(self.node, XenbusState.INIT_WAIT)
             log.info("%s: %s", self.node.name, self.backend if device is not None else Empty())
             self._watch(daemon)
-        if self._unplugged:
+        if not self._unplugged:
+            return
+        with ExitStack() as stack:
+            left = self._devices.guest_goes_on(self.node)
+            if left:
+                # Its driver does not know yet, and must not die of touching what nobody answers for.
+                slot = self._open_slot(self.node, None, lambda: None)
+                stack.callback(slot.close)
             self._devices.advance(self.node, XenbusState.CLOSED)
+            if left:
+                self._released.wait()
 
     def _make(self, stack: ExitStack) -> tuple[Served | None, StartedDaemon | None]:
         """The device; none, if it cannot be made: the guest shall boot without it."""
