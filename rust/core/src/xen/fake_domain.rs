@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     os::fd::{AsFd, OwnedFd},
     ptr::{self, NonNull},
     sync::{Mutex, MutexGuard},
@@ -38,6 +38,8 @@ struct State {
     /// How many tries each frame is paged out for.
     paged_out: BTreeMap<u64, u32>,
     batches: Vec<usize>,
+    /// Of a dom0 with translated addresses, those at which frames were tried: once only.
+    tried: Option<BTreeSet<usize>>,
     /// How many ranges are refused from now on.
     refusals: usize,
 }
@@ -50,6 +52,7 @@ impl FakeDomain {
             used: 0,
             paged_out: BTreeMap::new(),
             batches: Vec::new(),
+            tried: None,
             refusals: 0,
         };
         let domain = Self { memory, state: Mutex::new(state) };
@@ -78,6 +81,11 @@ impl FakeDomain {
 
     pub(crate) fn page_out(&self, frames: &[(u64, u32)]) {
         self.state().paged_out = frames.iter().copied().collect();
+    }
+
+    /// From now on it is mapped by a dom0 with translated addresses, which tries no frame twice in its place.
+    pub(crate) fn translate(&self) {
+        self.state().tried = Some(BTreeSet::new());
     }
 
     /// Refuses this many ranges for want of memory.
@@ -129,6 +137,8 @@ impl ForeignCalls for FakeDomain {
             state.refusals -= 1;
             return Err(Errno::NOMEM);
         }
+        let range = at.as_ptr() as usize..at.as_ptr() as usize + frames * FRAME;
+        state.tried.iter_mut().for_each(|tried| tried.retain(|at| !range.contains(at)));
         let flags = MapFlags::PRIVATE | MapFlags::FIXED;
         // SAFETY: the caller gives the range up.
         unsafe { mmap_anonymous(at.as_ptr().cast(), frames * FRAME, ProtFlags::empty(), flags) }.map(drop)
@@ -141,7 +151,16 @@ impl ForeignCalls for FakeDomain {
         frames: &[u64],
         errors: &mut [i32],
     ) -> Result<(), Errno> {
-        self.state().batches.push(frames.len());
+        let mut state = self.state();
+        state.batches.push(frames.len());
+        if let Some(tried) = &mut state.tried {
+            let mut places = (0..frames.len()).map(|index| at.as_ptr() as usize + index * FRAME);
+            if !places.all(|place| tried.insert(place)) {
+                errors.fill(0);
+                return Err(Errno::INVAL);
+            }
+        }
+        drop(state);
         for (index, (&frame, error)) in frames.iter().zip(errors.iter_mut()).enumerate() {
             *error = match self.page_of(domain, frame) {
                 Err(errno) => -errno.raw_os_error(),

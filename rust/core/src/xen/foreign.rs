@@ -27,6 +27,8 @@ use crate::memory::{
 
 /// How long is waited between two tries for frames that are paged out.
 const PAGED_OUT_PAUSE: Duration = Duration::from_millis(1);
+/// What the array of errors says of such a frame.
+const PAGED_OUT: i32 = -Errno::NOENT.raw_os_error();
 
 /// A frame that could not be mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -305,7 +307,7 @@ pub(crate) unsafe fn fill(
     Ok(failures.collect())
 }
 
-/// Frames that are paged out come back when they are asked for: only those are tried again, until the time is over.
+/// Frames that are paged out come back when they are asked for: they are tried again until the time is over.
 ///
 /// # Safety
 /// As [`fill`].
@@ -316,27 +318,51 @@ unsafe fn await_paged_out(
     errors: &mut [i32],
 ) -> Result<(), ForeignMapError> {
     let deadline = Instant::now() + request.patience;
-    let paged_out = -Errno::NOENT.raw_os_error();
+    let refused = |errno| refused(request.domain, request.frames.len(), errno);
+    let mut in_place = true;
     loop {
-        let mut from = 0;
-        while let Some(start) =
-            errors.iter().skip(from).position(|&error| error == paged_out).map(|at| at + from)
-        {
-            let run = errors.iter().skip(start).take_while(|&&error| error == paged_out).count();
-            let end = start + run;
-            // SAFETY: start is below the number of frames.
-            let at = unsafe { base.add(start * FRAME) };
-            match calls.map_frames(request.domain, at, &request.frames[start..end], &mut errors[start..end]) {
+        // SAFETY: as the caller says.
+        in_place = in_place && unsafe { try_again(calls, request, base, errors) }.map_err(refused)?;
+        if !in_place {
+            // SAFETY: the range is the caller's, who uses it when we are done.
+            unsafe { calls.reserve_at(base, request.frames.len(), request.writable) }.map_err(refused)?;
+            match calls.map_frames(request.domain, base, request.frames, errors) {
                 Ok(()) | Err(Errno::NOENT) => {}
-                Err(errno) => return Err(refused(request.domain, request.frames.len(), errno)),
+                Err(errno) => return Err(refused(errno)),
             }
-            from = end;
         }
-        if !errors.contains(&paged_out) || Instant::now() >= deadline {
+        if !errors.contains(&PAGED_OUT) || Instant::now() >= deadline {
             return Ok(());
         }
         std::thread::sleep(PAGED_OUT_PAUSE);
     }
+}
+
+/// Tries those frames alone that are paged out. False where the kernel does not let a frame be tried again in its place:
+/// with translated addresses (a PVH or Arm dom0), or pages larger than a frame. Then the errors mean nothing any more.
+///
+/// # Safety
+/// As [`fill`].
+unsafe fn try_again(
+    calls: &dyn ForeignCalls,
+    request: &MapRequest<'_>,
+    base: NonNull<u8>,
+    errors: &mut [i32],
+) -> Result<bool, Errno> {
+    let mut from = 0;
+    while let Some(start) = errors.iter().skip(from).position(|&error| error == PAGED_OUT).map(|at| at + from)
+    {
+        let end = start + errors.iter().skip(start).take_while(|&&error| error == PAGED_OUT).count();
+        // SAFETY: start is below the number of frames.
+        let at = unsafe { base.add(start * FRAME) };
+        match calls.map_frames(request.domain, at, &request.frames[start..end], &mut errors[start..end]) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(Errno::INVAL) => return Ok(false),
+            Err(errno) => return Err(errno),
+        }
+        from = end;
+    }
+    Ok(true)
 }
 
 fn errno_of(error: i32) -> Errno {
@@ -426,6 +452,21 @@ mod tests {
         let mapped = ForeignMapping::whole(&domain, &request(&[1, 2, 3, 4, 7])).unwrap();
         assert!(mapped.failures().is_empty());
         assert_eq!(domain.batches(), [5, 2, 1, 1, 1]);
+    }
+
+    #[test]
+    fn where_a_frame_is_not_tried_again_in_its_place_all_are_mapped_anew() {
+        let domain = FakeDomain::new(16);
+        domain.translate();
+        domain.page_out(&[(2, 2), (7, 1)]);
+        let frames: Vec<u64> = (0..9).collect();
+        let mapped = ForeignMapping::whole(&domain, &request(&frames)).unwrap();
+        // The whole, a frame alone which is refused, then the whole until all are there.
+        assert_eq!(domain.batches(), [9, 1, 9, 9]);
+        let memory = mapped.into_memory().unwrap();
+        let mut byte = [0];
+        memory.read(7 * FRAME as u64, &mut byte).unwrap();
+        assert_eq!(byte, [7]);
     }
 
     #[test]
