@@ -1051,7 +1051,7 @@ class FrameFailure:
         """The errno in words that fit a frame."""
     def __eq__(self, other: object, /) -> bool: ...
 
-@final
+@disjoint_base
 class ForeignMemory:
     """Memory of other domains, by /dev/xen/privcmd (Linux, drivers/xen/privcmd.c).
 

@@ -7,7 +7,6 @@ from xenvirt._native import (
     DeviceModel,
     EventChannels,
     ForeignMapping,
-    ForeignMemory,
     FrameFailure,
     GrantAllocator,
     GrantFailure,
@@ -20,6 +19,8 @@ from xenvirt._native import (
     IoRequest,
 )
 from xenvirt.errors import ForeignMapError, GrantCopyError, GrantMapError, XenCallError
+
+from .foreign import ForeignMemory
 
 __all__ = [
     "AttachedMemory",

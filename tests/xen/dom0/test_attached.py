@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import gc
 import os
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from xenvirt._native import DriverQueue, Endpoint
 from xenvirt.errors import ForkError, GuestAddressError, MemoryTableError, ReadOnlyMemoryError
 from xenvirt.memory import FileRegion, GuestMemory
+from xenvirt.virtio.features import Feature
 from xenvirt.xen import AttachedMemory, ForeignMapError, ForeignMemory
 
 from .conftest import make_guest, xl
@@ -41,8 +44,6 @@ def mappings() -> int:
 
 def address_of(view: memoryview) -> int:
     """Where it is in this process."""
-    import ctypes
-
     return ctypes.addressof(ctypes.c_char.from_buffer(view))
 
 
@@ -255,3 +256,35 @@ def test_ranges_that_are_none_are_refused(guest: int) -> None:
             foreign.attach(guest, [])
         with pytest.raises(ValueError, match="no step"):
             foreign.attach(guest, [range(0, 16 * FRAME, FRAME)])
+
+
+def test_without_ranges_the_xenstore_says_where_its_ram_is(guest: int) -> None:
+    with ForeignMemory() as foreign:
+        with foreign.attach(guest) as memory:
+            assert [(one.guest_address, one.size) for one in memory.regions] == [(RAM.start, len(RAM))]
+            assert memory.read(RAM.start + 16 * MIB, 1)
+        with pytest.raises(ForeignMapError, match="there is no domain 28672") as caught:
+            foreign.attach(0x7000)
+        assert caught.value.errno == errno.ESRCH
+
+
+def test_a_virtqueue_runs_in_a_guests_memory(memory: AttachedMemory) -> None:
+    """The ring code is the same on windows: a driver and a device in one process, the ring in the guest."""
+    size, tables = 8, RAM.start + 100 * MIB
+    features = Feature.VERSION_1 | Feature.EVENT_IDX
+    driver = DriverQueue(0, size, memory, tables, tables + MIB, event_idx=True)
+    endpoint = Endpoint(features, (size,), b"", in_process=True)
+    endpoint.start(features, memory, [driver])
+    while endpoint.poll() is not None:
+        pass
+    device = endpoint.queues[0]
+    for turn in range(3 * size):
+        driver.submit([b"ask", bytes([turn])], [4])
+        chain = device.pop()
+        assert chain is not None
+        assert chain.read() == b"ask" + bytes([turn])
+        chain.write(bytes([turn]) * 4)
+        chain.complete()
+        assert driver.completed()[0][1:] == ([bytes([turn]) * 4], 4)
+        if turn % 5 == 0:
+            memory.invalidate()  # also of windows in which the ring is

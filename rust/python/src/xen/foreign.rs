@@ -63,7 +63,7 @@ pub fn failures_of<'py>(py: Python<'py>, failures: &[xen::FrameFailure]) -> PyRe
 }
 
 /// /dev/xen/privcmd.
-#[pyclass(frozen, module = "xenvirt._native")]
+#[pyclass(frozen, subclass, module = "xenvirt._native")]
 pub struct ForeignMemory {
     /// None once it is closed.
     device: Mutex<Option<Arc<Privcmd>>>,
