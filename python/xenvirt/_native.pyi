@@ -1429,7 +1429,7 @@ class EventChannels:
         side.
 
         Raises:
-            XenCallError: there is no such domain (ESRCH), or no port is left (ENOSPC).
+            XenCallError: no port is left (ENOSPC). That the domain is there is not asked.
         """
     def bind_virq(self, virq: int) -> int:
         """Makes a port of a virtual interrupt (VIRQ_*, xen/include/public/xen.h); gives it.
@@ -1468,7 +1468,7 @@ class EventChannels:
         """From now on only ports of that domain are bound, and no virtual interrupt. It cannot be undone.
 
         Raises:
-            XenCallError: it is restricted to another domain already, or has bound a port of one (EINVAL).
+            XenCallError: it is restricted already (EACCES), or to dom0 (EINVAL).
         """
     def fileno(self) -> int:
         """The descriptor, readable while a port is pending; ValueError once it is closed."""
@@ -1666,8 +1666,8 @@ class IoreqServer:
 
     Args:
         domid: the domain.
-        page: how the page is reached: "resource" (Linux 4.18, Xen 4.11), "frame" (in the domain's memory;
-            x86), or "any": the former, and the latter where it is not known.
+        page: how the page is reached: "resource" (Linux 4.18, Xen 4.11), "frame" (in the memory of an HVM
+            domain, which has room for it), or "any": the former, and the latter where it is not known.
 
     Raises:
         XenCallError: no such domain (ESRCH), a PV one (EOPNOTSUPP), no right to it (EPERM), eight servers

@@ -105,7 +105,8 @@ class Program:
     # ---- hypercalls
 
     def enable_hypercalls(self) -> Self:
-        """Has Xen fill the hypercall page; Xen's leaves are at 0x4000_0000 for a guest without viridian."""
+        """Has Xen fill the hypercall page (its leaves are at 0x4000_0000); the stack ends the buffer."""
+        self.emit(0xBC, _word(BUFFER + FRAME))
         self.set(0x4000_0002).emit(b"\x31\xc9", b"\x0f\xa2")  # xor ecx, ecx; cpuid
         self.emit(b"\x89\xd9", 0xB8, _word(HYPERCALLS), b"\x31\xd2", b"\x0f\x30")  # ecx = ebx; wrmsr
         return self

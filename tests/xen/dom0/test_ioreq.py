@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -205,9 +206,13 @@ def test_who_is_not_answered_is_answered_as_an_empty_bus_would(tmp_path: Path) -
     assert (results[:4], results[8:10], results[16:20]) == (b"\xff" * 4, b"\xff" * 2, b"\xff" * 4)
 
 
-def test_the_page_is_found_as_a_resource(tmp_path: Path) -> None:
+def test_the_page_is_a_resource_and_no_frame_of_a_pvh_guest(tmp_path: Path) -> None:
+    """xl leaves room for the page in the memory of an HVM guest, and none in that of a PVH guest."""
     with BareGuest(tmp_path, "resource", Program().stop()) as guest:
         before = open_files()
+        with pytest.raises(XenCallError, match="asking for the frame of IOREQ server") as caught:
+            IoreqServer(guest.domid, page="frame")
+        assert caught.value.errno == errno.ENOMEM
         with IoreqServer(guest.domid, page="resource") as server:
             assert server.vcpus == 1
         assert open_files() == before

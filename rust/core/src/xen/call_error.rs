@@ -41,7 +41,9 @@ impl CallError {
     pub(crate) fn refused(what: String, errno: Errno) -> Self {
         let hint = match errno {
             Errno::SRCH => " (there is no such domain)",
-            Errno::PERM => " (the device is restricted to another domain, or this one has not the right)",
+            Errno::PERM | Errno::ACCESS => {
+                " (the device is restricted to another domain, or this one has not the right)"
+            }
             Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOTTY => " (this Xen or this kernel does not have it)",
             Errno::NOTCONN => " (no such port is bound here)",
             _ => "",

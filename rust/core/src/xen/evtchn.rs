@@ -175,7 +175,7 @@ impl EventChannels {
     /// Makes a port to which a domain may bind, once.
     ///
     /// # Errors
-    /// No port is left, or the domain is not there.
+    /// No port is left. That the domain is there is not asked.
     pub fn bind_unbound(&self, domain: u16) -> Result<u32, CallError> {
         let what = || format!("making a port for domain {domain}");
         self.calls()?.bind_unbound(domain).map_err(|errno| CallError::refused(what(), errno))
@@ -234,7 +234,7 @@ impl EventChannels {
     /// From now on only ports of this domain can be bound, and no virtual interrupt. It cannot be undone.
     ///
     /// # Errors
-    /// It is restricted to another domain, or has bound something already.
+    /// EACCES if it is restricted already, EINVAL for dom0.
     pub fn restrict(&self, domain: u16) -> Result<(), CallError> {
         let what = || format!("restricting event channels to domain {domain}");
         self.calls()?.restrict(domain).map_err(|errno| CallError::refused(what(), errno))

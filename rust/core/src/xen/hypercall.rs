@@ -80,6 +80,12 @@ impl HypercallBuffer {
         let mapping = unsafe { Mapping::new(base, size, page_size(), true) };
         // SAFETY: the range is ours, and its content does not change.
         unsafe { madvise(base.as_ptr().cast(), size, Advice::LinuxDontFork) }.map_err(refused)?;
+        // On Arm a page that can be written is marked as read-only until it is for the first time; the kernel would mend
+        // that, Xen fails with EFAULT.
+        for offset in (0..size).step_by(page_size()) {
+            // SAFETY: inside the mapping, which is full of zeroes.
+            unsafe { base.add(offset).write_volatile(0) };
+        }
         Ok(Self { mapping, len, kind: BufferKind::Kernel })
     }
 
