@@ -42,6 +42,7 @@ pub(super) struct Shared {
     /// Keeps the segments mapped.
     pub memory: GuestMemory,
     pub requests: Requests,
+    /// Empty while nothing was done with single requests: then all of them are as they came, or finished.
     progress: Mutex<Vec<Progress>>,
     /// All of it was completed at once: nobody has to look for what was not.
     finished: AtomicBool,
@@ -76,7 +77,6 @@ impl QueueBatch {
     ) -> Self {
         let BatchStorage { requests, mut progress } = storage;
         progress.clear();
-        progress.resize(requests.list.len(), Progress::default());
         let (progress, finished) = (Mutex::new(progress), AtomicBool::new(false));
         let shared = Shared { queue, generation, memory, requests, progress, finished };
         Self { shared: Arc::new(shared), rows: Rows::All }
@@ -242,6 +242,10 @@ impl QueueBatch {
     /// of the data is filled with zeroes: the driver shall see the trailer.
     pub fn complete(&self) -> Result<(), BatchError> {
         let BatchLayout { header, trailer } = self.layout();
+        if let Some(all) = self.untouched()? {
+            let chains = all.iter().map(|request| (request.head, 0, header as u64));
+            return self.shared.queue.complete_all(self.shared.generation, chains).ok_or(BatchError::Stale);
+        }
         let mut progress = self.progress()?;
         if trailer > 0 {
             self.fill_gaps(&mut progress)?;
@@ -271,6 +275,17 @@ impl QueueBatch {
         completed.ok_or(BatchError::Stale)
     }
 
+    /// The requests of the whole, which are finished from now on, if nothing was done with any of them: a device
+    /// that drops them, say, or that only looks at their headers.
+    fn untouched(&self) -> Result<Option<&[Request]>, BatchError> {
+        self.shared.memory.check_owner().map_err(|_| BatchError::Forked)?;
+        let progress = self.shared.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let whole = matches!(self.rows, Rows::All) && progress.is_empty();
+        // Who comes later, also to a part, finds them completed.
+        let first = whole && !self.shared.finished.swap(true, Ordering::Relaxed);
+        Ok(first.then_some(self.shared.requests.list.as_slice()))
+    }
+
     /// Zeroes in the place of data that was not written before a trailer that was.
     fn fill_gaps(&self, progress: &mut [Progress]) -> Result<(), BatchError> {
         let filled = self.shared.queue.while_current(self.shared.generation, || {
@@ -296,8 +311,14 @@ pub(super) struct BatchStorage {
 }
 
 impl Shared {
+    /// How far each request is.
     pub(super) fn lock(&self) -> MutexGuard<'_, Vec<Progress>> {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        if progress.is_empty() {
+            let completed = self.finished.load(Ordering::Relaxed);
+            progress.resize(self.requests.list.len(), Progress { completed, ..Progress::default() });
+        }
+        progress
     }
 }
 
@@ -305,9 +326,11 @@ impl Drop for Shared {
     fn drop(&mut self) {
         let requests = std::mem::take(&mut self.requests);
         let progress = std::mem::take(self.progress.get_mut().unwrap_or_else(PoisonError::into_inner));
-        let open = if *self.finished.get_mut() { &[] } else { progress.as_slice() };
-        let abandoned = requests.list.iter().zip(open).filter(|(_, state)| !state.completed);
-        let heads: Vec<u16> = abandoned.map(|(request, _)| request.head).collect();
+        let finished = *self.finished.get_mut();
+        // Of those with which nothing was done there is no progress.
+        let open = |row: usize| !finished && progress.get(row).is_none_or(|state| !state.completed);
+        let abandoned = requests.list.iter().enumerate().filter(|(row, _)| open(*row));
+        let heads: Vec<u16> = abandoned.map(|(_, request)| request.head).collect();
         self.queue.give_back_batch(self.generation, &heads, BatchStorage { requests, progress });
     }
 }
