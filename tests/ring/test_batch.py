@@ -167,6 +167,42 @@ def test_parts_share_the_requests_of_the_whole() -> None:
     assert [(token, used) for token, _, used in driver.completed()] == [(0, 1), (2, 1)]
 
 
+def test_a_batch_with_which_nothing_was_done_is_completed_once_and_by_all_of_its_parts() -> None:
+    driver, device = DriverQueue.pair(8)
+    for sector in range(2):
+        driver.submit([request(0, sector)], [1])
+    batch = take(device)
+    part = batch.select(Mask([True, False]))
+    batch.complete()
+    assert [(token, used) for token, _, used in driver.completed()] == [(0, 0), (1, 0)]
+    for late in (batch, part):
+        late.complete()
+        with pytest.raises(ValueError, match="completed already"):
+            late.write_trailer(0)
+    assert driver.completed() == []
+
+
+def test_what_a_part_completed_is_not_completed_again_where_nothing_else_was_done() -> None:
+    driver, device = DriverQueue.pair(8)
+    for sector in range(2):
+        driver.submit([request(0, sector)], [1])
+    batch = take(device)
+    batch.select(Mask([False, True])).complete()
+    assert [token for token, _, _ in driver.completed()] == [1]
+    batch.complete()
+    assert [token for token, _, _ in driver.completed()] == [0]
+
+
+def test_a_dropped_batch_stays_with_the_device_also_where_nothing_was_done() -> None:
+    driver, device = DriverQueue.pair(8)
+    driver.submit([request(0, 0)], [1])
+    batch = take(device)
+    assert device.kept == 1
+    del batch
+    assert device.kept == 0
+    assert driver.completed() == []
+
+
 def test_offsets_may_be_any_integers() -> None:
     driver, device = DriverQueue.pair(32)
     for _ in range(3):
