@@ -16,13 +16,14 @@ from xenvirt.xen import ForeignMapError, ForeignMemory
 
 from .conftest import make_guest, xl
 
-pytestmark = pytest.mark.dom0("pv", "pvh")
+pytestmark = pytest.mark.dom0("pv", "pvh", "aarch64")
 
 FRAME = 4096
 NO_FRAME = 0xFFFFF0
 NO_DOMAIN = 0x7000
-KERNEL = range(0x1000, 0x1010)
-"""Frames of a guest into which its kernel was loaded: at 16 MiB."""
+FIRST = 0x4_0400 if os.uname().machine == "aarch64" else 0x1000
+KERNEL = range(FIRST, FIRST + 16)
+"""Frames of a guest into which its kernel was loaded: about 16 MiB, on Arm 1 GiB and 4 MiB."""
 
 
 def test_a_guests_memory_is_read_and_written(guest: int) -> None:
@@ -185,7 +186,7 @@ def test_map_guest_runs_as_it_is(guest: int) -> None:
     """examples/map_guest.py: whole where it can, and with holes."""
     program = str(Path(__file__).parents[3] / "examples" / "map_guest.py")
     whole = subprocess.run(
-        ["python3", program, str(guest), "0x1000", "4"], capture_output=True, text=True, check=True
+        ["python3", program, str(guest), hex(KERNEL[0]), "4"], capture_output=True, text=True, check=True
     )
     assert "4 of 4 frames mapped, holes: ()" in whole.stdout
     holed = subprocess.run(
