@@ -262,7 +262,9 @@ fn call(error: &CallError) -> PyErr {
 
 fn grant(text: String, error: &GrantMapError) -> PyErr {
     let failures = match error {
-        GrantMapError::Count(_) | GrantMapError::Notify { .. } => return PyValueError::new_err(text),
+        GrantMapError::Count(_) | GrantMapError::Notify { .. } | GrantMapError::Own { .. } => {
+            return PyValueError::new_err(text);
+        }
         GrantMapError::Grants { failures, .. } => failures.as_slice(),
         _ => &[],
     };

@@ -38,6 +38,7 @@ struct State {
     announced: BTreeMap<u64, Vec<Grant>>,
     /// Every batch that was mapped: its grants, and whether for writing.
     maps: Vec<(Vec<u32>, bool)>,
+    own: Option<u16>,
     next_index: u64,
     tries: u64,
 }
@@ -96,6 +97,11 @@ impl FakeGrants {
         self.state().maps.clone()
     }
 
+    /// Which domain must not be mapped.
+    pub(crate) fn set_own(&self, domain: u16) {
+        self.state().own = Some(domain);
+    }
+
     /// How many batches were announced so far.
     pub(crate) fn tries(&self) -> u64 {
         self.state().tries
@@ -108,6 +114,10 @@ impl FakeGrants {
 }
 
 impl GrantCalls for FakeGrants {
+    fn must_not_map(&self, domain: u16) -> bool {
+        self.state().own == Some(domain)
+    }
+
     fn announce(&self, grants: &[Grant]) -> Result<u64, Errno> {
         let mut state = self.state();
         let index = state.next_index;

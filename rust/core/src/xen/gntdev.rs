@@ -60,6 +60,12 @@ impl UnmapNotify {
 
 /// The calls by which grants are mapped: the kernel's, or those of a simulated hypervisor.
 pub trait GrantCalls: fmt::Debug + Send + Sync {
+    /// Is this a domain of which no grant must be mapped, because that takes the page away from who granted it? See
+    /// [`Gntdev`].
+    fn must_not_map(&self, _domain: u16) -> bool {
+        false
+    }
+
     /// Announces grants, and gives the index by which the device knows them. No reference is looked at.
     fn announce(&self, grants: &[Grant]) -> Result<u64, Errno>;
 
@@ -83,10 +89,36 @@ pub trait GrantCalls: fmt::Debug + Send + Sync {
 }
 
 /// The device.
+///
+/// On x86 a domain with translated addresses (PVH, HVM) must not map its own grants. Xen gives a page that it maps in the
+/// domain that owns it a new place *instead of* the old one (xen/arch/x86/mm/p2m.c, "aliased"), where the kernel then
+/// finds 0xff, also when it uses the page for something else: dom0 crashes. So that is refused here.
 #[derive(Debug)]
 pub struct Gntdev {
     device: OwnedFd,
+    /// What this domain is called, where it must not map its own grants.
+    own: Option<Own>,
 }
+
+#[derive(Debug)]
+struct Own {
+    /// Dom0's number; that of another domain is not known here.
+    control: bool,
+}
+
+impl Own {
+    /// None where a domain may map its own grants.
+    fn of_this_domain() -> Option<Self> {
+        let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+        let kind = read("/sys/hypervisor/guest_type");
+        let translated = !kind.is_empty() && kind.trim() != "PV";
+        (cfg!(target_arch = "x86_64") && translated)
+            .then(|| Self { control: read("/proc/xen/capabilities").contains("control_d") })
+    }
+}
+
+/// `DOMID_SELF` (xen/include/public/xen.h).
+const DOMID_SELF: u16 = 0x7FF0;
 
 impl Gntdev {
     /// Opens /dev/xen/gntdev.
@@ -95,12 +127,12 @@ impl Gntdev {
     /// ENOENT outside of a Xen domain that has it (its module is xen_gntdev), EACCES without the permission.
     pub fn open() -> Result<Self, Errno> {
         let device = open("/dev/xen/gntdev", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-        Ok(Self { device })
+        Ok(Self { device, own: Own::of_this_domain() })
     }
 
     /// The device as somebody else opened it, and perhaps handed it to us over a socket.
     pub fn from_fd(device: OwnedFd) -> Self {
-        Self { device }
+        Self { device, own: Own::of_this_domain() }
     }
 }
 
@@ -145,6 +177,10 @@ pub(super) fn map_pages(
 }
 
 impl GrantCalls for Gntdev {
+    fn must_not_map(&self, domain: u16) -> bool {
+        self.own.as_ref().is_some_and(|own| domain == DOMID_SELF || own.control && domain == 0)
+    }
+
     fn announce(&self, grants: &[Grant]) -> Result<u64, Errno> {
         let count = u32::try_from(grants.len()).map_err(|_| Errno::INVAL)?;
         let head = MapGrantRef { count, padding: 0, index: 0 };

@@ -67,6 +67,14 @@ pub enum GrantMapError {
         /// The pages.
         pages: usize,
     },
+    /// The domain is this one, which must not map what it granted itself: see [`super::Gntdev`].
+    #[error(
+        "domain {domain} is this one: on x86 a PVH or HVM domain must not map its own grants, Xen would take the pages away"
+    )]
+    Own {
+        /// The domain.
+        domain: u16,
+    },
     /// Single grants are bad.
     #[error("{} of {count} grants could not be mapped; the first is reference {} of domain {}: {}", failures.len(),
         failures.first().map_or(0, |first| first.grant.reference),
@@ -92,7 +100,7 @@ impl GrantMapError {
     /// The kernel's error, of the first grant that failed or of the call; None where the kernel was not asked.
     pub fn errno(&self) -> Option<Errno> {
         match self {
-            Self::Count(_) | Self::Notify { .. } => None,
+            Self::Count(_) | Self::Notify { .. } | Self::Own { .. } => None,
             Self::Grants { failures, .. } => failures.first().map(|first| first.errno),
             Self::Refused { errno, .. } => Some(*errno),
         }
@@ -145,6 +153,9 @@ impl GrantMapping {
         let count = grants.len();
         if count == 0 || u32::try_from(count).is_err() {
             return Err(GrantMapError::Count(count));
+        }
+        if let Some(own) = grants.iter().find(|grant| calls.must_not_map(grant.domain)) {
+            return Err(GrantMapError::Own { domain: own.domain });
         }
         if let Some(offset) = notify.clear_byte
             && (!writable || offset >= (count * FRAME) as u64)
@@ -398,6 +409,15 @@ mod tests {
             let error = map(writable, offset).unwrap_err();
             assert_eq!(error, GrantMapError::Notify { offset, pages: 1 });
         }
+    }
+
+    #[test]
+    fn a_domain_that_must_not_be_mapped_is_refused() {
+        let (fake, calls) = granted();
+        fake.set_own(4);
+        let error = GrantMapping::map(&calls, &request(&[grant(3, 8), grant(4, 8)])).unwrap_err();
+        assert_eq!((error.clone(), error.errno()), (GrantMapError::Own { domain: 4 }, None));
+        assert_eq!(fake.tries(), 0);
     }
 
     #[test]
