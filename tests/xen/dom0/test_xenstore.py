@@ -7,6 +7,7 @@ import errno
 import re
 import select
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 
@@ -247,19 +248,19 @@ def test_a_conflict_with_what_was_read_is_told(store: XenStore) -> None:
     assert store.get(f"{HOME}/b") is None
 
 
-def test_a_counter_loses_no_step_between_two_connections(store: XenStore, way: str) -> None:
-    """Three connections at once, each in a process of its own."""
+def test_a_counter_loses_no_step_between_three_connections(store: XenStore, way: str) -> None:
     store.write(f"{HOME}/counter", "0")
-    program = f"""
-from xenvirt.xen.xenstore import XenStore
-with XenStore({way!r}) as store:
-    for _ in range(30):
-        store.transact(lambda t: t.write("{HOME}/counter", int(t.read("{HOME}/counter")) + 1))
-"""
-    others = [subprocess.Popen(["python3", "-c", program]) for _ in range(2)]
+
+    def work() -> None:
+        with XenStore(way) as own:
+            increment(own, 30)
+
+    others = [threading.Thread(target=work) for _ in range(2)]
+    for other in others:
+        other.start()
     increment(store, 30)
     for other in others:
-        assert other.wait(60) == 0
+        other.join()
     assert store.read(f"{HOME}/counter") == "90"
 
 
