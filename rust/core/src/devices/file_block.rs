@@ -13,12 +13,8 @@
 //! A region that is taken out of the memory table stays mapped until the requests that lie in it have ended.
 
 use std::{
-    fmt::{self, Display, Formatter},
     os::fd::OwnedFd,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use rustix::{
@@ -27,138 +23,15 @@ use rustix::{
 };
 
 use super::{
-    block::{Disk, ID_SIZE, SECTOR},
+    block::ID_SIZE,
     file_queue::FileQueue,
+    storage::{IoCounters, ProcessError, Settings, Storage, Trouble},
     uring::Uring,
 };
 use crate::{
     memory::Owner,
-    ring::{Background, RingError, VirtQueue},
+    ring::{Background, VirtQueue},
 };
-
-/// Who moves the bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Storage {
-    /// The kernel, beside us.
-    IoUring,
-    /// We, one system call after the other: as was asked for.
-    InPlace,
-    /// We, since the kernel allows no io_uring; the error says why.
-    NoIoUring(Errno),
-}
-
-impl Display for Storage {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::IoUring => f.write_str("io_uring"),
-            Self::InPlace => f.write_str("system calls"),
-            Self::NoIoUring(errno) => write!(f, "system calls, as io_uring is refused: {errno}"),
-        }
-    }
-}
-
-/// What the storage is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Io {
-    /// Reading.
-    Read,
-    /// Writing, zeroes included.
-    Write,
-    /// fdatasync.
-    Sync,
-    /// fallocate.
-    Allocate,
-}
-
-impl Io {
-    /// How it is called in a log.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Read => "reading",
-            Self::Write => "writing",
-            Self::Sync => "flushing",
-            Self::Allocate => "zeroing or freeing a range",
-        }
-    }
-}
-
-/// Something that the storage refused; the driver was told IOERR.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{} failed: {errno}", io.name())]
-pub struct Trouble {
-    /// What was tried.
-    pub io: Io,
-    /// What the kernel said.
-    pub errno: Errno,
-}
-
-/// How many operations have ended since the disk was made, well or not.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct IoCounters {
-    /// Of reading.
-    pub reads: u64,
-    /// Of writing.
-    pub writes: u64,
-    /// Of fdatasync.
-    pub syncs: u64,
-    /// Of fallocate.
-    pub allocates: u64,
-}
-
-/// Why a queue could not be served.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ProcessError {
-    /// The driver broke a rule of the ring.
-    #[error(transparent)]
-    Ring(#[from] RingError),
-    /// The kernel took no operations.
-    #[error("io_uring took no operations: {0}")]
-    Kernel(#[from] Errno),
-    /// There is no session, or the disk is closed.
-    #[error("queue {index} was not activated")]
-    NotActive {
-        /// Which queue.
-        index: u16,
-    },
-}
-
-/// What all queues of a disk share.
-#[derive(Debug)]
-pub(super) struct Settings {
-    size: AtomicU64,
-    read_only: bool,
-    write_through: AtomicBool,
-    pub id: [u8; ID_SIZE],
-    pub storage: Storage,
-    /// The file is read and written through the page cache.
-    pub cached: bool,
-    counters: [AtomicU64; 4],
-}
-
-impl Settings {
-    pub(super) fn disk(&self) -> Disk {
-        Disk { size: self.size.load(Ordering::Relaxed), read_only: self.read_only }
-    }
-
-    pub(super) fn write_through(&self) -> bool {
-        self.write_through.load(Ordering::Relaxed)
-    }
-
-    fn counter(&self, io: Io) -> &AtomicU64 {
-        let [reads, writes, syncs, allocates] = &self.counters;
-        match io {
-            Io::Read => reads,
-            Io::Write => writes,
-            Io::Sync => syncs,
-            Io::Allocate => allocates,
-        }
-    }
-
-    pub(super) fn count(&self, io: Io) {
-        self.counter(io).fetch_add(1, Ordering::Relaxed);
-    }
-}
 
 #[derive(Debug)]
 struct Active {
@@ -194,15 +67,8 @@ impl FileBlock {
             Some(Err(errno)) => Storage::NoIoUring(errno),
             None => Storage::InPlace,
         };
-        let settings = Settings {
-            size: AtomicU64::new(size / SECTOR * SECTOR),
-            read_only,
-            write_through: AtomicBool::new(false),
-            id,
-            storage,
-            cached: fcntl_getfl(&file).is_ok_and(|flags| !flags.contains(OFlags::DIRECT)),
-            counters: Default::default(),
-        };
+        let cached = fcntl_getfl(&file).is_ok_and(|flags| !flags.contains(OFlags::DIRECT));
+        let settings = Settings::new(size, read_only, id, storage, cached);
         let (file, active) = (Mutex::new(Some(Arc::new(file))), Mutex::default());
         Self { settings: Arc::new(settings), file, active, owner: Owner::this_process() }
     }
@@ -214,19 +80,17 @@ impl FileBlock {
 
     /// What was done.
     pub fn counters(&self) -> IoCounters {
-        let [reads, writes, syncs, allocates] = [Io::Read, Io::Write, Io::Sync, Io::Allocate]
-            .map(|io| self.settings.counter(io).load(Ordering::Relaxed));
-        IoCounters { reads, writes, syncs, allocates }
+        self.settings.counters()
     }
 
     /// The disk has another size, in bytes, from now on.
     pub fn set_size(&self, size: u64) {
-        self.settings.size.store(size / SECTOR * SECTOR, Ordering::Relaxed);
+        self.settings.set_size(size);
     }
 
     /// Whether writes are made durable before they are answered (section 5.2.6.2).
     pub fn set_write_through(&self, write_through: bool) {
-        self.settings.write_through.store(write_through, Ordering::Relaxed);
+        self.settings.set_write_through(write_through);
     }
 
     /// The driver is ready. Returns descriptors for each queue: when one is readable, [`Self::process`] is to be

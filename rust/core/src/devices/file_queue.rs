@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use super::{
     block::{ID_SIZE, Job, LAYOUT, OK},
-    file_block::{ProcessError, Settings, Storage, Trouble},
+    storage::{ProcessError, Settings, Storage, Trouble},
     uring::{CAPACITY, Finished, Uring},
     work::{Failure, Step, Work},
 };

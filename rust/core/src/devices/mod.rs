@@ -8,10 +8,12 @@ mod block;
 mod file_block;
 mod file_queue;
 mod null_block;
+mod storage;
 #[cfg(test)]
 mod tests;
 mod uring;
 mod work;
 
-pub use file_block::{FileBlock, Io, IoCounters, ProcessError, Storage, Trouble};
+pub use file_block::FileBlock;
 pub use null_block::NullBlock;
+pub use storage::{Io, IoCounters, ProcessError, Storage, Trouble};

@@ -10,7 +10,7 @@ use rustix::{
 
 use super::{
     block::{IOERR, OK, Range},
-    file_block::{Io, Trouble},
+    storage::{Io, Trouble},
 };
 use crate::ring::{Outcome, QueueRequest};
 
