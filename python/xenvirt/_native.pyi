@@ -1148,7 +1148,7 @@ class ForeignMapping(GuestMemory):
     """Frames of a domain, mapped one after the other: addresses are byte offsets from the first.
 
     A hole is not reached: reads, writes and views of it raise GuestAddressError. (The kernel would not help:
-    on a PV dom0 touching one is SIGBUS, on a PVH or Arm dom0 it reads 0xff and swallows writes.)
+    on a PV dom0 touching one is SIGBUS, on Arm SIGKILL, on a PVH dom0 it reads 0xff and swallows writes.)
     """
 
     @property

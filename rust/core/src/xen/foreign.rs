@@ -1,8 +1,9 @@
 //! Another domain's frames in our address space. The array of errors decides what is mapped: the ioctl itself returns
 //! success also where single frames failed.
 //!
-//! On a PV dom0 a frame that is not mapped faults when it is touched; on a PVH or Arm dom0 it reads as 0xff and swallows
-//! writes. So nobody is let near one: what is mapped is a list of runs, each a [`Backing`] of its own.
+//! On a PV dom0 a frame that is not mapped faults when it is touched; on a PVH dom0 it reads as 0xff and swallows writes; on
+//! Arm it is the end of the process (SIGKILL). So nobody is let near one: what is mapped is a list of runs, each a
+//! [`Backing`] of its own.
 //!
 //! # Safety
 //! A run's pointers lie within the mapping, which each run and each lease holds.
