@@ -237,10 +237,10 @@ fn take(eventfd: BorrowedFd<'_>) -> bool {
 
 /// A kick that the kernel is to signal, kept by the IOREQ server whose page it is found in.
 #[derive(Debug)]
-pub(super) struct AssignedKick {
-    pub(super) eventfd: OwnedFd,
-    pub(super) registers: u64,
-    pub(super) queue: u16,
+pub(crate) struct AssignedKick {
+    pub(crate) eventfd: OwnedFd,
+    pub(crate) registers: u64,
+    pub(crate) queue: u16,
 }
 
 #[cfg(test)]
