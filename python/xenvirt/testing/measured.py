@@ -25,29 +25,40 @@ class Answer:
 
 
 def _everywhere(answer: Answer) -> dict[str, Answer]:
-    return dict.fromkeys(("pv", "aarch64"), answer)
+    return dict.fromkeys(("pv", "pvh", "aarch64"), answer)
 
 
-def _each(pv: Answer, aarch64: Answer) -> dict[str, Answer]:
-    return {"pv": pv, "aarch64": aarch64}
+def _each(pv: Answer, pvh: Answer, aarch64: Answer) -> dict[str, Answer]:
+    return {"pv": pv, "pvh": pvh, "aarch64": aarch64}
 
+
+_ONES = "reads 0xff, writes vanish"
 
 MEASURED: Mapping[str, Mapping[str, Answer]] = {
     "frames that exist": _everywhere(Answer(0, (0, 0), "memory")),
     "a frame that does not exist": _each(
         Answer(0, (0, EINVAL, 0), "SIGBUS"),
+        Answer(0, (0, EINVAL, 0), _ONES),
         Answer(0, (0, EINVAL, 0), "SIGKILL"),
     ),
-    "a domain that does not exist": _each(Answer(0, (ESRCH,), "SIGBUS"), Answer(0, (ESRCH,), "SIGKILL")),
-    "dom0 by its number": _each(Answer(0, (ESRCH,), "SIGBUS"), Answer(0, (ESRCH,), "SIGKILL")),
-    "dom0 as DOMID_SELF": _each(Answer(0, (0,)), Answer(0, (EINVAL,))),
-    "DOMID_IO": _each(Answer(0, (EBUSY,), "SIGBUS"), Answer(0, (EINVAL,), "SIGKILL")),
+    "a domain that does not exist": _each(
+        Answer(0, (ESRCH,), "SIGBUS"), Answer(0, (ESRCH,), _ONES), Answer(0, (ESRCH,), "SIGKILL")
+    ),
+    "dom0 by its number": _each(
+        Answer(0, (ESRCH,), "SIGBUS"), Answer(0, (EPERM,), _ONES), Answer(0, (ESRCH,), "SIGKILL")
+    ),
+    "dom0 as DOMID_SELF": _each(Answer(0, (0,)), Answer(0, (ESRCH,)), Answer(0, (EINVAL,))),
+    "DOMID_IO": _each(
+        Answer(0, (EBUSY,), "SIGBUS"), Answer(0, (ESRCH,), _ONES), Answer(0, (EINVAL,), "SIGKILL")
+    ),
     "fewer frames than the range has": _everywhere(Answer(EINVAL, (0,), "SIGBUS")),
     "more frames than the range has": _everywhere(Answer(EINVAL, (0, 0), "SIGBUS")),
     "no frames": _everywhere(Answer(EINVAL, (), "SIGBUS")),
     "the second half of a range": _everywhere(Answer(EINVAL, (0,))),
     "frames over frames that are mapped": _everywhere(Answer(EINVAL, (0,))),
-    "a frame in place of one that failed": _each(Answer(0, (0,), "memory"), Answer(EINVAL, (0,), "SIGKILL")),
+    "a frame in place of one that failed": _each(
+        Answer(0, (0,), "memory"), Answer(EINVAL, (0,), _ONES), Answer(EINVAL, (0,), "SIGKILL")
+    ),
     "a range that is not the device's": _everywhere(Answer(EINVAL, (0,), "memory")),
     "an address inside a page": _everywhere(Answer(EINVAL, (0,))),
     "no list of frames": _everywhere(Answer(EFAULT)),
@@ -60,4 +71,4 @@ MEASURED: Mapping[str, Mapping[str, Answer]] = {
     "VmFlags of the range": _everywhere(Answer(touch="dc dd de io pf")),
     "mmap of a grant that does not exist": _everywhere(Answer(EINVAL)),
 }
-"""Each case by kind of dom0, in the words of `xenvirt.testing.dom0`: "pv", "aarch64"."""
+"""Each case by kind of dom0, in the words of `xenvirt.testing.dom0`: "pv", "pvh", "aarch64"."""

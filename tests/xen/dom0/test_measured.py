@@ -30,7 +30,7 @@ from .privcmd_calls import (
     touch,
 )
 
-pytestmark = pytest.mark.dom0("pv", "aarch64")
+pytestmark = pytest.mark.dom0("pv", "pvh", "aarch64")
 
 NO_FRAME = 0xFFFFF0
 NO_DOMAIN = 0x7000
