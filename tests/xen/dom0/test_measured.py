@@ -240,7 +240,7 @@ def test_every_row_is_measured() -> None:
     assert list(MEASURED) == list(CASES)
 
 
-@pytest.mark.dom0("pv")
+@pytest.mark.dom0("pv", "pvh")
 def test_frames_of_a_pv_guest_are_the_machines(tmp_path: Path) -> None:
     """Its console's page is a frame of the machine's, beyond its own 128 MiB; 0x1000 is not its own."""
     domain = make_guest(tmp_path, "paravirtual", "pv")

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.dom0("pv", "aarch64")
+pytestmark = pytest.mark.dom0("pv", "pvh", "aarch64")
 
 KINDS = {"pv": "PV", "pvh": "PVH", "aarch64": "Arm"}
 EVENTFDS = {"Xen irqfd", "Xen ioeventfd"}
