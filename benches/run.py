@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benches import blk_file, blk_null, net, ring_batch, ring_core
+from benches import blk_file, blk_null, foreign, net, ring_batch, ring_core
 from benches.rig import Bench, Row
 
 BENCHES: dict[str, Bench] = {
@@ -25,6 +25,9 @@ BENCHES: dict[str, Bench] = {
     "blk-qd64-poll": blk_null.run,
     "blk-file-qd32": blk_file.run,
     "net-64": net.run,
+    "map-1": foreign.run,
+    "map-64": foreign.run,
+    "map-4096": foreign.run,
 }
 
 

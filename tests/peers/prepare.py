@@ -24,6 +24,7 @@ PACKAGES = (
     "libc6-dev-arm64-cross",
     "librte-net-vhost23",
     "librte-net-virtio23",
+    "libxen-dev",
     "linux-libc-dev",
     "make",
     "patch",

@@ -29,6 +29,7 @@ ROWS = {
         f"blk-file-qd32/{way}" for way in ("read-python", "read-native", "write-python", "write-native")
     ],
     "net-64": ["net-64"],
+    **{name: [name] for name in ("map-1", "map-64", "map-4096")},
 }
 
 
