@@ -15,7 +15,7 @@ from xenvirt.errors import RequestRefusedError
 from xenvirt.vhost_user.protocol import ProtocolFeature
 from xenvirt.xen import GrantAllocator, GrantShare
 
-pytestmark = pytest.mark.dom0("pv")
+pytestmark = pytest.mark.dom0("pv", "aarch64")
 
 PAGE = 4096
 DOM0 = 0
