@@ -261,6 +261,18 @@ class Endpoint:
         """Frontends come to this listening socket from now on; the descriptor is duplicated."""
     def adopt(self, fd: int) -> None:
         """Takes a connected socket; the descriptor is duplicated."""
+    def attach_guest(
+        self,
+        bus: GuestBus,
+        device_id: int,
+        base: int,
+        *,
+        irq: int | None = None,
+        memory: Literal["any", "foreign", "grants"] = "any",
+    ) -> None:
+        """The device is one of a Xen guest from now on: with registers at `base`, and the interrupt `irq`."""
+    def describe_guest(self) -> str | None:
+        """How kicks and interrupts of a guest's device go, in words; None without a guest."""
     def wait(self, timeout: float | None = None) -> Event | VirtQueue:
         """The next event; says that the device is done with the one before. The GIL is released."""
     def poll(self) -> Event | VirtQueue | None:
@@ -1647,6 +1659,31 @@ class IoRequest:
         Raises:
             ValueError: it is answered already, or the server was closed meanwhile, which answered.
         """
+
+@final
+class GuestBus:
+    """What the devices of a Xen guest in this process share: an IOREQ server with a thread that answers, and
+    the guest's memory. It ends with the last device; see :class:`xenvirt.xen.XenGuest`.
+
+    Args:
+        domid: the guest.
+        ranges: where it may have RAM, by guest physical address; nothing is mapped before it is touched.
+        limit: how many bytes of it may stay mapped; None for as many as are touched.
+
+    Raises:
+        OSError: Xen's devices cannot be opened.
+        XenCallError: Xen refused: there is no such domain (ESRCH), or it is a PV one (EOPNOTSUPP).
+        ForeignMapError: the page of the IOREQ server cannot be mapped.
+    """
+
+    def __new__(cls, domid: int, ranges: Iterable[range], *, limit: int | None = None) -> Self: ...
+    @property
+    def vcpus(self) -> int:
+        """How many vCPUs are answered."""
+    def guest_is_gone(self) -> None:
+        """Tells the devices that there is no guest any more: they let go of its memory."""
+    def close(self) -> None:
+        """Lets go of it. The devices keep it."""
 
 @final
 class IoreqServer:

@@ -20,6 +20,7 @@ from xenvirt._native import Endpoint, Event, QueueWorker, Relay
 from xenvirt._service import AsyncService, Service
 from xenvirt.device import AnyDevice, AsyncDevice, Device, config_bytes
 from xenvirt.remote import Relayed, RelayService, RemoteDevice
+from xenvirt.transport import Transport
 from xenvirt.vhost_user.socket import VhostUserSocket
 from xenvirt.virtio.features import offered_features
 
@@ -56,7 +57,7 @@ class Served:
         transport: where it is served.
     """
 
-    def __init__(self, device: AnyDevice, transport: VhostUserSocket, endpoint: Endpoint) -> None:
+    def __init__(self, device: AnyDevice, transport: Transport, endpoint: Endpoint) -> None:
         self.device = device
         self.transport = transport
         self._endpoint = endpoint
@@ -103,15 +104,16 @@ class Server:
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
         self._stopping = threading.Event()
+        self._count = threading.Lock()
+        self._serving = 0
+        self._stop_with_last = False
 
     @overload
-    def add(self, device: Device, transport: VhostUserSocket, *, poll: float = POLL_SECONDS) -> Served: ...
+    def add(self, device: Device, transport: Transport, *, poll: float = POLL_SECONDS) -> Served: ...
     @overload
+    def add(self, device: RemoteDevice, transport: Transport, *, poll: float = POLL_SECONDS) -> Relayed: ...
     def add(
-        self, device: RemoteDevice, transport: VhostUserSocket, *, poll: float = POLL_SECONDS
-    ) -> Relayed: ...
-    def add(
-        self, device: Device | RemoteDevice, transport: VhostUserSocket, *, poll: float = POLL_SECONDS
+        self, device: Device | RemoteDevice, transport: Transport, *, poll: float = POLL_SECONDS
     ) -> Served | Relayed:
         """Opens the transport and serves ``device`` there from now on.
 
@@ -132,11 +134,14 @@ class Server:
         if self._stopping.is_set():
             raise ValueError("this server was stopped; make a new one")
         if isinstance(device, RemoteDevice):
+            if not isinstance(transport, VhostUserSocket):
+                raise TypeError(f"{device!r} can be served behind a VhostUserSocket, not at {transport!r}")
             return self._add_remote(device, transport)
         endpoint = make_endpoint(device, poll=poll)
         service = Service(device, endpoint, f"{type(device).__name__} at {transport!r}")
+        attach = partial(transport.attach, endpoint, device.device_id)
         try:
-            _open(transport, endpoint)
+            attach()
         except BaseException:
             service.close()
             raise
@@ -147,18 +152,19 @@ class Server:
         for worker in workers:
             self._start(f"{service.label} queue {worker.index}", partial(_serve_queue, service, worker))
         queue_threads = self._threads[len(self._threads) - len(workers) :]
-        self._start(service.label, partial(_serve, service, transport, queue_threads))
+        self._start(service.label, partial(_serve, service, transport, attach, queue_threads))
         return Served(device, transport, endpoint)
 
     def _add_remote(self, device: RemoteDevice, transport: VhostUserSocket) -> Relayed:
         service = RelayService(device, f"{device!r} at {transport!r}")
+        attach = partial(transport.attach, service.endpoint)
         try:
-            _open(transport, service.endpoint)
+            attach()
         except BaseException:
             service.close()
             raise
         self._endpoints.append(service.endpoint)
-        self._start(service.label, partial(_serve, service, transport, []))
+        self._start(service.label, partial(_serve, service, transport, attach, []))
         return Relayed(device, transport, service.endpoint)
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -186,6 +192,14 @@ class Server:
         for endpoint in self._endpoints:
             endpoint.stop()
         self._wake()
+
+    def stop_with_last(self) -> None:
+        """Stops the server when nothing is left to be served: each guest is gone, and each connection that
+        somebody gave us is over."""
+        with self._count:
+            self._stop_with_last = True
+            if self._serving == 0:
+                self.stop()
 
     def close(self) -> None:
         """Stops serving, and waits until every device has had its ``reset`` and each thread has ended."""
@@ -218,6 +232,13 @@ class Server:
             except BaseException as error:
                 self._error = error
                 self.stop()
+            with self._count:
+                self._serving -= 1
+                if self._serving == 0 and self._stop_with_last:
+                    self.stop()
+
+        with self._count:
+            self._serving += 1
 
         thread = threading.Thread(target=run, name=name, daemon=True)
         self._threads.append(thread)
@@ -245,12 +266,12 @@ class Server:
 
 def serve(
     device: Device | RemoteDevice,
-    transport: VhostUserSocket,
+    transport: Transport,
     *,
     poll: float = POLL_SECONDS,
     ready_fd: int | None = None,
 ) -> None:
-    """Serves ``device`` over ``transport`` until Ctrl-C, SIGTERM or an error.
+    """Serves ``device`` over ``transport`` until Ctrl-C, SIGTERM or an error, or until the guest is gone.
 
     On the main thread it takes SIGINT and SIGTERM, and gives their handlers back at the end. Once the
     transport is open it tells systemd (``sd_notify``, when ``NOTIFY_SOCKET`` is set), and writes a newline
@@ -270,7 +291,7 @@ def serve(
 
 
 def serve_all(
-    pairs: Sequence[tuple[Device | RemoteDevice, VhostUserSocket]],
+    pairs: Sequence[tuple[Device | RemoteDevice, Transport]],
     *,
     poll: float = POLL_SECONDS,
     ready_fd: int | None = None,
@@ -283,7 +304,7 @@ def serve_all(
         server.wait()
 
 
-async def serve_async(device: AnyDevice, transport: VhostUserSocket, *, ready_fd: int | None = None) -> None:
+async def serve_async(device: AnyDevice, transport: Transport, *, ready_fd: int | None = None) -> None:
     """As :func:`serve`, as a coroutine on the running event loop, until it is cancelled. Signals stay the
     caller's.
 
@@ -293,13 +314,13 @@ async def serve_async(device: AnyDevice, transport: VhostUserSocket, *, ready_fd
     endpoint = make_endpoint(device)
     service = AsyncService(device, endpoint, f"{type(device).__name__} at {transport!r}")
     try:
-        connected = _open(transport, endpoint)
+        connected = transport.attach(endpoint, device.device_id)
         tell_ready(ready_fd)
         while transport.connect:
             if connected:
                 await service.disconnected()
             await asyncio.sleep(RECONNECT_SECONDS)
-            connected = _open(transport, endpoint)
+            connected = transport.attach(endpoint, device.device_id)
         # One that listens goes on for ever; a connection that somebody gave us ends with its frontend.
         await service.disconnected()
         while transport.listens:
@@ -331,25 +352,11 @@ def make_endpoint(device: AnyDevice, *, poll: float = 0.0, in_process: bool = Fa
     )
 
 
-def _open(transport: VhostUserSocket, endpoint: Endpoint | Relay) -> bool:
-    """Opens the transport and hands it to the endpoint. False if a frontend is to be connected to and is not
-    there."""
-    try:
-        opened = transport.open()
-    except (FileNotFoundError, ConnectionRefusedError):
-        if not transport.connect:
-            raise
-        return False
-    with opened:
-        if transport.listens:
-            endpoint.listen(opened.fileno())
-        else:
-            endpoint.adopt(opened.fileno())
-    return True
-
-
 def _serve(
-    service: Service | RelayService, transport: VhostUserSocket, queue_threads: list[threading.Thread]
+    service: Service | RelayService,
+    transport: Transport | VhostUserSocket,
+    attach: Callable[[], bool],
+    queue_threads: list[threading.Thread],
 ) -> None:
     """What the thread of a served device does."""
     wait = service.wait if isinstance(service, RelayService) else service.endpoint.wait
@@ -361,7 +368,7 @@ def _serve(
             if isinstance(event, Event.Disconnected | Event.TimedOut) and not transport.listens:
                 if not transport.connect:
                     break  # a connection that somebody gave us; there is no other
-                timeout = None if _open(transport, service.endpoint) else RECONNECT_SECONDS
+                timeout = None if attach() else RECONNECT_SECONDS
     finally:
         service.endpoint.stop()
         for thread in queue_threads:

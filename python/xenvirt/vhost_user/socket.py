@@ -8,6 +8,10 @@ import os
 import socket
 import stat
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from xenvirt._native import Endpoint, Relay
 
 _BACKLOG = 16
 
@@ -118,6 +122,26 @@ class VhostUserSocket:
         made = Path(path).stat()
         self._inode = (made.st_dev, made.st_ino)
         listener.listen(_BACKLOG)
+
+    def attach(self, endpoint: Endpoint | Relay, _device_id: int = 0, /) -> bool:
+        """Opens the socket and hands it to the endpoint of a device. False if it has to connect, and nobody
+        is there yet.
+
+        Raises:
+            OSError: the socket cannot be opened.
+        """
+        try:
+            opened = self.open()
+        except (FileNotFoundError, ConnectionRefusedError):
+            if not self.connect:
+                raise
+            return False
+        with opened:
+            if self.listens:
+                endpoint.listen(opened.fileno())
+            else:
+                endpoint.adopt(opened.fileno())
+        return True
 
     def remove(self) -> None:
         """Removes the socket's path, if it is still the one that was made here."""

@@ -19,6 +19,7 @@ from xenvirt._native import (
     IoRequest,
 )
 from xenvirt.errors import ForeignMapError, GrantCopyError, GrantMapError, XenCallError
+from xenvirt.xen.guest import XenGuest
 
 from .foreign import ForeignMemory
 
@@ -43,4 +44,5 @@ __all__ = [
     "IoRequest",
     "IoreqServer",
     "XenCallError",
+    "XenGuest",
 ]

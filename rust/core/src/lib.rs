@@ -14,3 +14,4 @@ pub mod mmio;
 pub mod ring;
 pub mod vhost_user;
 pub mod xen;
+pub mod xen_guest;

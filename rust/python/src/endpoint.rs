@@ -13,10 +13,16 @@ use xenvirt_core::{
     in_process::InProcess,
     ring::RingConfig,
     vhost_user::VhostUserServer,
+    xen_guest::XenGuest,
 };
 
 use crate::{
-    buffer::duplicate_fd, driver::DriverQueue, errors::Error, memory::GuestMemory, queue::VirtQueue,
+    buffer::duplicate_fd,
+    driver::DriverQueue,
+    errors::Error,
+    memory::GuestMemory,
+    queue::VirtQueue,
+    xen::guest::{GuestBus, place},
 };
 
 /// What the device has to deal with. The queue of a kick is given as itself, without an event around it.
@@ -61,6 +67,7 @@ pub enum Event {
 enum AnyTransport {
     VhostUser(Box<VhostUserServer>),
     InProcess(InProcess),
+    Xen(Box<XenGuest>),
 }
 
 impl AnyTransport {
@@ -68,6 +75,7 @@ impl AnyTransport {
         match self {
             Self::VhostUser(server) => &mut **server,
             Self::InProcess(direct) => direct,
+            Self::Xen(guest) => &mut **guest,
         }
     }
 }
@@ -89,6 +97,7 @@ impl Transport for AnyTransport {
         match self {
             Self::VhostUser(server) => server.deadline(),
             Self::InProcess(direct) => direct.deadline(),
+            Self::Xen(guest) => guest.deadline(),
         }
     }
 }
@@ -174,7 +183,7 @@ impl Endpoint {
         self.with(py, |endpoint| {
             endpoint.drive(|transport, control, _| match transport {
                 AnyTransport::VhostUser(server) => Ok(server.listen(socket, control)?),
-                AnyTransport::InProcess(_) => Err(not_a_socket()),
+                _ => Err(not_a_socket()),
             })
         })
     }
@@ -185,7 +194,38 @@ impl Endpoint {
         self.with(py, |endpoint| {
             endpoint.drive(|transport, control, events| match transport {
                 AnyTransport::VhostUser(server) => Ok(server.adopt(socket, control, events)?),
-                AnyTransport::InProcess(_) => Err(not_a_socket()),
+                _ => Err(not_a_socket()),
+            })
+        })
+    }
+
+    /// The device is one of a Xen guest from now on.
+    #[pyo3(signature = (bus, device_id, base, *, irq = None, memory = "any"))]
+    fn attach_guest(
+        &self,
+        py: Python<'_>,
+        bus: &GuestBus,
+        device_id: u32,
+        base: u64,
+        irq: Option<u32>,
+        memory: &str,
+    ) -> Result<(), Error> {
+        let (bus, place) = (bus.get()?, place(device_id, base, irq, memory)?);
+        self.with(py, |endpoint| {
+            endpoint.drive(|transport, control, _| {
+                let guest = XenGuest::attach(&bus, &place, control)?;
+                *transport = AnyTransport::Xen(Box::new(guest));
+                Ok(())
+            })
+        })
+    }
+
+    /// How kicks and interrupts of a guest's device go, in words; None without a guest.
+    fn describe_guest(&self, py: Python<'_>) -> Result<Option<String>, Error> {
+        self.with(py, |endpoint| {
+            endpoint.drive(|transport, _, _| match transport {
+                AnyTransport::Xen(guest) => Ok(guest.describe()),
+                _ => Ok(None),
             })
         })
     }
@@ -245,7 +285,7 @@ impl Endpoint {
                 AnyTransport::InProcess(direct) => {
                     Ok(direct.start(features, memory, rings, control, events)?)
                 }
-                AnyTransport::VhostUser(_) => Err(not_in_process()),
+                _ => Err(not_in_process()),
             })
         })
     }
@@ -258,7 +298,7 @@ impl Endpoint {
                     direct.stop(control, events);
                     Ok(())
                 }
-                AnyTransport::VhostUser(_) => Err(not_in_process()),
+                _ => Err(not_in_process()),
             })
         })
     }
@@ -269,7 +309,7 @@ impl Endpoint {
         self.with(py, |endpoint| {
             endpoint.drive(|transport, _, _| match transport {
                 AnyTransport::InProcess(direct) => Ok(direct.config_changes()),
-                AnyTransport::VhostUser(_) => Err(not_in_process()),
+                _ => Err(not_in_process()),
             })
         })
     }
@@ -400,7 +440,7 @@ impl HandedOver {
 }
 
 fn not_a_socket() -> Error {
-    PyValueError::new_err("an in-process endpoint has no socket").into()
+    PyValueError::new_err("the endpoint is not one that has a socket").into()
 }
 
 fn not_in_process() -> Error {

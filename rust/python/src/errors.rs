@@ -17,6 +17,7 @@ use xenvirt_core::{
     ring::{BatchError, ChainError, DriverError, RingError},
     vhost_user::{FrontendError, ProtocolError},
     xen::{CallError, ForeignMapError, GrantCopyError, GrantMapError, ServerError, ShareError},
+    xen_guest::GuestError,
 };
 
 mod python {
@@ -71,6 +72,8 @@ pub enum Error {
     Call(CallError),
     /// An IOREQ server that could not be made.
     Server(ServerError),
+    /// A device that cannot be served to a guest.
+    Guest(GuestError),
     /// Grants that were to be mapped.
     Grant(GrantMapError),
     /// Grants that were to be copied.
@@ -102,6 +105,7 @@ impl From<Error> for PyErr {
             Error::Server(ref whole @ ServerError::Map(ref error)) => foreign(whole.to_string(), error),
             Error::Server(ServerError::Call(error)) => call(&error),
             Error::Server(error) => python::XenCallError::new_err(error.to_string()),
+            Error::Guest(error) => guest(error),
             Error::Grant(error) => grant(error.to_string(), &error),
             Error::GrantCopy(error) => grant_copy(&error),
             Error::Share(error) => share(&error),
@@ -260,6 +264,17 @@ fn call(error: &CallError) -> PyErr {
     }
 }
 
+fn guest(error: GuestError) -> PyErr {
+    let text = error.to_string();
+    match error {
+        GuestError::Server(error) => Error::Server(error).into(),
+        GuestError::Call(error) => call(&error),
+        GuestError::Memory { source, .. } => memory(&source),
+        GuestError::System { errno, .. } => os_error(errno, &text),
+        _ => PyValueError::new_err(text),
+    }
+}
+
 fn grant(text: String, error: &GrantMapError) -> PyErr {
     let failures = match error {
         GrantMapError::Count(_) | GrantMapError::Notify { .. } | GrantMapError::Own { .. } => {
@@ -326,6 +341,7 @@ from!(
     Foreign(ForeignMapError),
     Call(CallError),
     Server(ServerError),
+    Guest(GuestError),
     Grant(GrantMapError),
     GrantCopy(GrantCopyError),
     Share(ShareError),

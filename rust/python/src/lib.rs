@@ -34,6 +34,7 @@ mod _native {
         xen::evtchn::EventChannels,
         xen::foreign::{ForeignMapping, ForeignMemory, FrameFailure},
         xen::grants::{CopyFailure, GrantAllocator, GrantFailure, GrantMapping, GrantShare, GrantTable},
+        xen::guest::GuestBus,
         xen::hypercall::HypercallBuffer,
         xen::ioreq::{IoRequest, IoreqServer},
         xen::model::{DeviceModel, InterruptFd},

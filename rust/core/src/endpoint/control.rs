@@ -58,6 +58,8 @@ pub struct HandedOver {
 #[derive(Debug)]
 pub(super) struct Config {
     bytes: Vec<u8>,
+    /// Counts the device's changes.
+    generation: u32,
     pub(super) changed: bool,
 }
 
@@ -96,7 +98,7 @@ impl Control {
             queues,
             patience: offer.patience,
             memory: Arc::default(),
-            config: Mutex::new(Config { bytes: offer.config, changed: false }),
+            config: Mutex::new(Config { bytes: offer.config, generation: 0, changed: false }),
             negotiated: Mutex::default(),
             failed: Mutex::default(),
             event_loop,
@@ -131,8 +133,22 @@ impl Control {
     pub fn update_config(&self, bytes: Vec<u8>) {
         let mut config = lock(&self.config);
         config.bytes = bytes;
+        config.generation = config.generation.wrapping_add(1);
         config.changed = true;
         self.wake.signal();
+    }
+
+    /// Changes with each change of the config space by the device.
+    pub fn config_generation(&self) -> u32 {
+        lock(&self.config).generation
+    }
+
+    /// Bytes of the config space from `offset` on, all of one generation. What lies behind its end stays as it is.
+    pub fn read_config(&self, offset: u64, bytes: &mut [u8]) {
+        let config = lock(&self.config);
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        let rest = config.bytes.get(start..).unwrap_or_default();
+        bytes.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
     }
 
     /// Takes the driver's bytes into the config space, as far as they lie inside it.

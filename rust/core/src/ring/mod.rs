@@ -44,7 +44,7 @@ pub use driver_queue::{Completion, DriverError, DriverQueue, FILL};
 pub use driver_side::{Buffer, DriverRing, UsedChain};
 pub use error::{RULES, RingError, RingPart};
 pub use layout::MAX_QUEUE_SIZE;
-pub use queue::{QueueCounters, QueueState, VirtQueue};
+pub use queue::{Caller, QueueCounters, QueueState, VirtQueue};
 pub use request::{Outcome, QueueRequest};
 pub use requests::BatchLayout;
 pub use split::SplitRing;

@@ -43,6 +43,19 @@ pub struct QueueCounters {
     pub errors: u64,
 }
 
+/// How a driver is called, where an eventfd alone does not do: a device with registers says there why, before it interrupts.
+pub trait Caller: std::fmt::Debug + Send + Sync {
+    /// A buffer was used, and the driver wants to know. Any thread may call it, with the queue locked: nothing is to be asked
+    /// of the queue here.
+    fn call(&self);
+}
+
+#[derive(Debug)]
+enum Call {
+    EventFd(OwnedFd),
+    By(Arc<dyn Caller>),
+}
+
 #[derive(Debug)]
 pub(super) struct Inner {
     pub owner: Owner,
@@ -55,7 +68,7 @@ pub(super) struct Inner {
     pub handed_over: bool,
     config: Option<RingConfig>,
     pub polled: bool,
-    call: Option<OwnedFd>,
+    call: Option<Call>,
     err: Option<OwnedFd>,
     pub counters: QueueCounters,
     pub spare: Vec<Vec<Segment>>,
@@ -101,8 +114,10 @@ impl Inner {
 
     pub(super) fn call(&mut self) {
         self.counters.calls += 1;
-        if let Some(call) = &self.call {
-            signal(call.as_fd());
+        match &self.call {
+            Some(Call::EventFd(call)) => signal(call.as_fd()),
+            Some(Call::By(caller)) => caller.call(),
+            None => {}
         }
     }
 
@@ -321,6 +336,15 @@ impl VirtQueue {
     /// The eventfd by which the driver is called. On a running ring it is signalled at once: a call may
     /// have been wanted while there was none.
     pub fn set_call(&self, call: Option<OwnedFd>) {
+        self.call_by(call.map(Call::EventFd));
+    }
+
+    /// As [`set_call`](Self::set_call), for a driver that is called in another way.
+    pub fn set_caller(&self, caller: Arc<dyn Caller>) {
+        self.call_by(Some(Call::By(caller)));
+    }
+
+    fn call_by(&self, call: Option<Call>) {
         let mut inner = self.lock();
         inner.call = call;
         if inner.ring.is_some() && inner.call.is_some() {

@@ -4,6 +4,7 @@ pub mod attached;
 pub mod evtchn;
 pub mod foreign;
 pub mod grants;
+pub mod guest;
 pub mod hypercall;
 pub mod ioreq;
 pub mod model;

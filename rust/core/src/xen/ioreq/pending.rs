@@ -79,6 +79,15 @@ impl PendingRequest {
     /// The values cannot be reached in guest memory: the accesses before that are done, and a vCPU that reads gets what an
     /// empty bus gives.
     pub fn perform(self, registers: &mut dyn Registers, memory: &GuestMemory) -> Result<(), PerformError> {
+        let answer = self.run(registers, memory)?;
+        Ok(self.answer(answer)?)
+    }
+
+    /// As [`perform`](Self::perform), and gives what is to be [answered](Self::answer) instead of doing so.
+    ///
+    /// # Errors
+    /// As for `perform`; it is not answered yet.
+    pub fn run(&self, registers: &mut dyn Registers, memory: &GuestMemory) -> Result<u64, PerformError> {
         let Request { kind, size, is_read, address, count, .. } = self.request;
         let failed = |source| PerformError::Memory { address, size, count, source };
         let mut answer = if kind == RequestKind::Malformed { NOBODY } else { 0 };
@@ -100,7 +109,7 @@ impl PendingRequest {
                 }
             }
         }
-        Ok(self.answer(answer)?)
+        Ok(answer)
     }
 }
 

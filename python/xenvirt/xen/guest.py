@@ -1,0 +1,163 @@
+"""A Xen guest as a transport: where its driver finds the device."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Literal
+
+from xenvirt._native import Endpoint, GuestBus
+from xenvirt.errors import VirtioNodeError, XenStoreError
+from xenvirt.xen.guest_end import GuestEnd
+from xenvirt.xen.virtio_node import VirtioNode, virtio_nodes
+from xenvirt.xen.xenbus import XenbusState, advance
+from xenvirt.xen.xenstore import XenStore
+
+log = logging.getLogger("xenvirt")
+
+Memory = Literal["any", "foreign", "grants"]
+
+_GIB = 1 << 30
+_ARM_BANKS = (range(0x4000_0000, 0x1_0000_0000), range(0x2_0000_0000, 0x100_0000_0000))
+"""GUEST_RAM0 and GUEST_RAM1 of xen/include/public/arch-arm.h."""
+_X86_BANKS = (range(0xF000_0000), range(0x1_0000_0000, 0x100_0000_0000))
+"""Below and above the hole that libxl leaves for devices (at most; 0xf0000000 is HVM_BELOW_4G_RAM_END)."""
+_UNKNOWN_SIZE = 64 * _GIB
+"""What is reserved of our addresses for a guest whose size nobody tells. Nothing is mapped at first."""
+
+
+class XenGuest:
+    """A virtio-mmio device of a Xen guest, served from a dom0 or a driver domain.
+
+    ::
+
+        serve(EntropyDevice(), XenGuest(3))  # where the toolstack announced it
+        serve(EntropyDevice(), XenGuest(3, base=0x2000000, irq=33))
+
+    Xen traps the driver's accesses to the registers; an IOREQ server, one for all devices of a guest in this
+    process, answers them. It ends when the guest is gone, which the xenstore tells. Serve a device before its
+    guest touches it: an Arm guest dies of a register that nobody answers.
+
+    Args:
+        domid: the guest: an Arm, PVH or HVM one.
+        device: which of the devices that the toolstack announced: its number (``devid``). Not needed where
+            only one is of this kind.
+        base: guest physical address of the registers, where the toolstack announced nothing (x86, or xl's
+            ``device_tree=``).
+        irq: the interrupt that belongs to ``base``, as Xen counts: on Arm an SPI, from 32. None where the
+            guest polls: on x86 no interrupt of a virtio-mmio device can be raised from outside.
+        memory: how the guest's memory is reached. "any" goes by what the driver says: by grants where it
+            gives any, else by foreign mappings. "grants" refuses a driver that gives none.
+        ram: where the guest may have RAM, by guest physical address; by default where Xen puts it.
+        limit: how many bytes of it may stay mapped by foreign mappings; None for as many as are touched.
+    """
+
+    connect = False
+    listens = False
+
+    def __init__(
+        self,
+        domid: int,
+        device: int | None = None,
+        *,
+        base: int | None = None,
+        irq: int | None = None,
+        memory: Memory = "any",
+        ram: Sequence[range] | None = None,
+        limit: int | None = None,
+    ) -> None:
+        if base is None and irq is not None:
+            raise ValueError(f"irq={irq} without base: both are given, or both come from the toolstack")
+        self.domid = domid
+        self.device = device
+        self.base = base
+        self.irq = irq
+        self.memory = memory
+        self.ram = ram
+        self.limit = limit
+        self.node: VirtioNode | None = None
+        self._end: GuestEnd | None = None
+
+    def __repr__(self) -> str:
+        where = f", device={self.device}" if self.device is not None else ""
+        return f"XenGuest({self.domid}{where}{f', base={self.base:#x}' if self.base is not None else ''})"
+
+    def attach(self, endpoint: Endpoint, device_id: int, /) -> bool:
+        """Puts the device into its place in the guest.
+
+        Raises:
+            VirtioNodeError: the toolstack announced no such device, or several.
+            XenCallError: Xen refused.
+            OSError: Xen's devices cannot be opened.
+            ValueError: the address is impossible, or another device of this process is there.
+        """
+        base, irq = self._place(device_id)
+        bus = GuestBus(self.domid, self.ram or guest_ram(self.domid), limit=self.limit)
+        try:
+            endpoint.attach_guest(bus, device_id, base, irq=irq, memory=self.memory)
+            self._end = GuestEnd(self.domid, bus)
+        except BaseException:
+            bus.close()
+            raise
+        self._tell(XenbusState.INIT_WAIT)
+        return True
+
+    def remove(self) -> None:
+        """Lets go of the guest."""
+        if self._end is not None:
+            self._end.close()
+            self._end = None
+            self._tell(XenbusState.CLOSED)
+
+    def _place(self, device_id: int) -> tuple[int, int | None]:
+        if self.base is not None:
+            return self.base, self.irq
+        with XenStore() as store:
+            nodes = list(virtio_nodes(store, self.domid))
+        fitting = [
+            node
+            for node in nodes
+            if (node.devid == self.device if self.device is not None else node.device_id in (device_id, None))
+        ]
+        if len(fitting) != 1:
+            names = "; ".join(node.name for node in nodes) or "none"
+            wanted = f"number {self.device}" if self.device is not None else f"virtio device id {device_id}"
+            raise VirtioNodeError(
+                f"{len(fitting)} devices of domain {self.domid} are {wanted}, one is wanted. The toolstack "
+                f"announced: {names}. Name one by device=, or say base= and irq=",
+                f"backend/virtio/{self.domid}",
+            )
+        self.node = fitting[0]
+        return self.node.base, self.node.irq
+
+    def _tell(self, state: XenbusState) -> None:
+        """Tells the toolstack, where it announced the device: it waits for it."""
+        if self.node is not None:
+            try:
+                with XenStore() as store:
+                    advance(store, self.node.path, state)
+            except XenStoreError as error:
+                log.warning("%r: the toolstack cannot be told: %s", self, error)
+
+
+def guest_ram(domid: int) -> list[range]:
+    """Where a guest may have RAM: as far as the xenstore says how much it has, where Xen puts it.
+
+    More may be named than there is: it is mapped when it is touched, and what is not there is an error then.
+    """
+    low, high = _ARM_BANKS if os.uname().machine == "aarch64" else _X86_BANKS
+    size = _guest_size(domid) or _UNKNOWN_SIZE
+    # Up to 16 MiB more: what libxl adds to static-max for video memory and the like.
+    size += 16 << 20
+    if size <= len(low):
+        return [low]
+    return [low, range(high.start, min(high.stop, high.start + size))]
+
+
+def _guest_size(domid: int) -> int | None:
+    try:
+        with XenStore() as store:
+            return int(store.read(f"/local/domain/{domid}/memory/static-max")) * 1024
+    except (XenStoreError, ValueError):
+        return None

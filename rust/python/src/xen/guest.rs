@@ -1,0 +1,81 @@
+//! A guest's bus: what the devices of a guest in this process share.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use pyo3::{exceptions::PyValueError, prelude::*};
+use xenvirt_core::{
+    xen::Interrupt,
+    xen_guest::{self, BusOptions, Place, Reach},
+};
+
+use super::attached::address_ranges;
+use crate::errors::Error;
+
+/// The IOREQ server of a guest, and its memory.
+#[pyclass(frozen, module = "xenvirt._native")]
+pub struct GuestBus(Mutex<Option<Arc<xen_guest::GuestBus>>>);
+
+impl GuestBus {
+    /// The core's.
+    pub fn get(&self) -> Result<Arc<xen_guest::GuestBus>, Error> {
+        let bus = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        bus.ok_or_else(|| PyValueError::new_err("the guest's bus is closed").into())
+    }
+}
+
+#[pymethods]
+impl GuestBus {
+    #[new]
+    #[pyo3(signature = (domid, ranges, *, limit = None))]
+    fn new(
+        py: Python<'_>,
+        domid: u16,
+        ranges: &Bound<'_, PyAny>,
+        limit: Option<u64>,
+    ) -> Result<Self, Error> {
+        let limit = limit.unwrap_or(u64::MAX);
+        let options = BusOptions { ranges: address_ranges(ranges)?, limit, patience: Duration::from_secs(5) };
+        let bus = py.detach(|| xen_guest::GuestBus::of(domid, &options))?;
+        Ok(Self(Mutex::new(Some(bus))))
+    }
+
+    /// How many vCPUs the guest has.
+    #[getter]
+    fn vcpus(&self) -> Result<usize, Error> {
+        Ok(self.get()?.server().vcpus())
+    }
+
+    /// Somebody knows that the guest is gone.
+    fn guest_is_gone(&self, py: Python<'_>) -> Result<(), Error> {
+        let bus = self.get()?;
+        py.detach(|| bus.guest_is_gone());
+        Ok(())
+    }
+
+    /// Lets go of it.
+    fn close(&self, py: Python<'_>) {
+        let bus = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        py.detach(|| drop(bus));
+    }
+}
+
+/// Where a device is, as Python says it.
+pub fn place(device_id: u32, base: u64, irq: Option<u32>, reach: &str) -> Result<Place, Error> {
+    let reach = match reach {
+        "any" => Reach::Any,
+        "foreign" => Reach::Foreign,
+        "grants" => Reach::Grants,
+        _ => {
+            let text = format!("memory {reach:?}: 'any', 'foreign' or 'grants' is wanted");
+            return Err(PyValueError::new_err(text).into());
+        }
+    };
+    if irq.is_some() && !cfg!(target_arch = "aarch64") {
+        let text = "an interrupt by its number can be raised in an Arm guest only; on x86 serve without one";
+        return Err(PyValueError::new_err(text).into());
+    }
+    Ok(Place { base, interrupt: irq.map(Interrupt::Spi), device_id, reach })
+}
