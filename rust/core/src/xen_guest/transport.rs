@@ -34,9 +34,9 @@ pub struct Place {
 }
 
 /// A device of a guest, served until the guest is gone.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct XenGuest {
-    /// None once the guest is gone.
+    /// None before there is a guest, and once it is gone.
     attached: Option<Attached>,
 }
 

@@ -30,12 +30,7 @@ impl GuestBus {
 impl GuestBus {
     #[new]
     #[pyo3(signature = (domid, ranges, *, limit = None))]
-    fn new(
-        py: Python<'_>,
-        domid: u16,
-        ranges: &Bound<'_, PyAny>,
-        limit: Option<u64>,
-    ) -> Result<Self, Error> {
+    fn new(py: Python<'_>, domid: u16, ranges: &Bound<'_, PyAny>, limit: Option<u64>) -> Result<Self, Error> {
         let limit = limit.unwrap_or(u64::MAX);
         let options = BusOptions { ranges: address_ranges(ranges)?, limit, patience: Duration::from_secs(5) };
         let bus = py.detach(|| xen_guest::GuestBus::of(domid, &options))?;
