@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from typing import Literal
 
 from xenvirt._native import Endpoint, GuestBus
 from xenvirt.errors import VirtioNodeError, XenStoreError
 from xenvirt.xen.guest_end import GuestEnd
+from xenvirt.xen.ram import guest_ram
 from xenvirt.xen.virtio_node import VirtioNode, virtio_nodes
 from xenvirt.xen.xenbus import XenbusState, advance
 from xenvirt.xen.xenstore import XenStore
@@ -17,14 +17,6 @@ from xenvirt.xen.xenstore import XenStore
 log = logging.getLogger("xenvirt")
 
 Memory = Literal["any", "foreign", "grants"]
-
-_GIB = 1 << 30
-_ARM_BANKS = (range(0x4000_0000, 0x1_0000_0000), range(0x2_0000_0000, 0x100_0000_0000))
-"""GUEST_RAM0 and GUEST_RAM1 of xen/include/public/arch-arm.h."""
-_X86_BANKS = (range(0xF000_0000), range(0x1_0000_0000, 0x100_0000_0000))
-"""Below and above the hole that libxl leaves for devices (at most; 0xf0000000 is HVM_BELOW_4G_RAM_END)."""
-_UNKNOWN_SIZE = 64 * _GIB
-"""What is reserved of our addresses for a guest whose size nobody tells. Nothing is mapped at first."""
 
 
 class XenGuest:
@@ -49,7 +41,8 @@ class XenGuest:
             guest polls: on x86 no interrupt of a virtio-mmio device can be raised from outside.
         memory: how the guest's memory is reached. "any" goes by what the driver says: by grants where it
             gives any, else by foreign mappings. "grants" refuses a driver that gives none.
-        ram: where the guest may have RAM, by guest physical address; by default where Xen puts it.
+        ram: where the guest may have RAM, by guest physical address; by default as the
+            xenstore says.
         limit: how many bytes of it may stay mapped by foreign mappings; None for as many as are touched.
     """
 
@@ -90,10 +83,11 @@ class XenGuest:
             VirtioNodeError: the toolstack announced no such device, or several.
             XenCallError: Xen refused.
             OSError: Xen's devices cannot be opened.
+            ForeignMapError: the xenstore does not say where the guest has its RAM; or a PV guest.
             ValueError: the address is impossible, or another device of this process is there.
         """
         base, irq = self._place(device_id)
-        bus = GuestBus(self.domid, self.ram or guest_ram(self.domid), limit=self.limit)
+        bus = GuestBus(self.domid, self.ram or guest_ram(self.domid).ranges(), limit=self.limit)
         try:
             endpoint.attach_guest(bus, device_id, base, irq=irq, memory=self.memory)
             self._end = GuestEnd(self.domid, bus)
@@ -139,25 +133,3 @@ class XenGuest:
                     advance(store, self.node.path, state)
             except XenStoreError as error:
                 log.warning("%r: the toolstack cannot be told: %s", self, error)
-
-
-def guest_ram(domid: int) -> list[range]:
-    """Where a guest may have RAM: as far as the xenstore says how much it has, where Xen puts it.
-
-    More may be named than there is: it is mapped when it is touched, and what is not there is an error then.
-    """
-    low, high = _ARM_BANKS if os.uname().machine == "aarch64" else _X86_BANKS
-    size = _guest_size(domid) or _UNKNOWN_SIZE
-    # Up to 16 MiB more: what libxl adds to static-max for video memory and the like.
-    size += 16 << 20
-    if size <= len(low):
-        return [low]
-    return [low, range(high.start, min(high.stop, high.start + size))]
-
-
-def _guest_size(domid: int) -> int | None:
-    try:
-        with XenStore() as store:
-            return int(store.read(f"/local/domain/{domid}/memory/static-max")) * 1024
-    except (XenStoreError, ValueError):
-        return None

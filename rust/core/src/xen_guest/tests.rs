@@ -99,8 +99,11 @@ impl Guest {
         model.set_support(support);
         let foreign = Arc::new(Both(Arc::clone(&model), FakeDomain::new(64)));
         let calls = GuestCalls { server: ServerCalls { foreign, ..model.calls() }, grants: None };
-        let options =
-            BusOptions { ranges: vec![0..0x4_0000], limit: u64::MAX, patience: Duration::from_secs(5) };
+        let options = BusOptions {
+            ranges: vec![0..0x2_0000, 0x2_0000..0x4_0000],
+            limit: u64::MAX,
+            patience: Duration::from_secs(5),
+        };
         let bus = GuestBus::new(&calls, FakeModel::DOMAIN, &options).unwrap();
         let endpoint = attach(&bus, BASE).unwrap();
         let control = Arc::clone(endpoint.control());
