@@ -10,6 +10,7 @@ import logging
 import os
 import select
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import ClassVar
 
 from xenvirt import _native
@@ -103,6 +104,16 @@ class RemoteBackend(Device):
             self._daemon = self._connect()
         self._set_up({index: queue.base for index, queue in self._queues.items()})
 
+    def process(self, queue: _native.VirtQueue) -> None:
+        """A queue that came to run after the others is handed over, too."""
+        session = self._session
+        handed = session._endpoint.hand_over(queue.index) if session is not None else None
+        if handed is not None:
+            self._queues[queue.index] = handed
+            self._start_queue(queue.index, handed.base)
+            self._daemon.enable_queue(queue.index)
+            os.eventfd_write(handed.kick_fd, 1)
+
     def config_written(self, offset: int, data: bytes) -> None:
         """Passes the driver's write on."""
         self._daemon.set_config(offset, data)
@@ -148,22 +159,8 @@ class RemoteBackend(Device):
             raise NegotiationError(f"the daemon has lost features that the driver uses: {names}")
         daemon.set_features(session.features & daemon.offered_features)
         daemon.set_memory(list(self._regions(session, self._queues)))
-        for index, queue in self._queues.items():
-            descriptors, available, used = queue.addresses
-            error = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            self._errors.append(error)
-            daemon.set_queue(
-                index,
-                queue.size,
-                descriptors=descriptors,
-                available=available,
-                used=used,
-                base=bases[index],
-                kick=queue.kick_fd,
-                call=queue.call_fd,
-                err=error,
-            )
-            session.watch(error, lambda index=index, error=error: self._failed(index, error))  # type: ignore[misc]
+        for index in self._queues:
+            self._start_queue(index, bases[index])
         for index in self._queues:
             daemon.enable_queue(index)
         daemon.barrier()
@@ -172,6 +169,25 @@ class RemoteBackend(Device):
         changes = daemon.config_change_fd
         if changes is not None:
             session.watch(changes, self._config_changed)
+
+    def _start_queue(self, index: int, base: int) -> None:
+        queue, session = self._queues[index], self._session
+        assert session is not None
+        descriptors, available, used = queue.addresses
+        error = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._errors.append(error)
+        self._daemon.set_queue(
+            index,
+            queue.size,
+            descriptors=descriptors,
+            available=available,
+            used=used,
+            base=base,
+            kick=queue.kick_fd,
+            call=queue.call_fd,
+            err=error,
+        )
+        session.watch(error, partial(self._failed, index, error))
 
     def _spoken(self, daemon: _native.Frontend) -> None:
         """The daemon's socket is readable, while nothing was asked: it hung up."""

@@ -111,7 +111,13 @@ class Server:
     @overload
     def add(self, device: Device, transport: Transport, *, poll: float = POLL_SECONDS) -> Served: ...
     @overload
-    def add(self, device: RemoteDevice, transport: Transport, *, poll: float = POLL_SECONDS) -> Relayed: ...
+    def add(
+        self, device: RemoteDevice, transport: VhostUserSocket, *, poll: float = POLL_SECONDS
+    ) -> Relayed: ...
+    @overload
+    def add(
+        self, device: Device | RemoteDevice, transport: Transport, *, poll: float = POLL_SECONDS
+    ) -> Served | Relayed: ...
     def add(
         self, device: Device | RemoteDevice, transport: Transport, *, poll: float = POLL_SECONDS
     ) -> Served | Relayed:
@@ -128,15 +134,17 @@ class Server:
             OSError: the transport cannot be opened.
             TypeError: ``device`` is an :class:`AsyncDevice`: those are served by :func:`serve_async`.
             ValueError: the device is served already, its queues are impossible, or the server is stopped.
+            NegotiationError, DisconnectedError: the device is a daemon, and cannot be used there, or is not
+                there at all.
         """
         if isinstance(device, AsyncDevice):
             raise TypeError(f"{type(device).__name__} is an AsyncDevice: serve it with serve_async")
         if self._stopping.is_set():
             raise ValueError("this server was stopped; make a new one")
         if isinstance(device, RemoteDevice):
-            if not isinstance(transport, VhostUserSocket):
-                raise TypeError(f"{device!r} can be served behind a VhostUserSocket, not at {transport!r}")
-            return self._add_remote(device, transport)
+            if isinstance(transport, VhostUserSocket):
+                return self._add_remote(device, transport)
+            device = transport.local(device)
         endpoint = make_endpoint(device, poll=poll)
         service = Service(device, endpoint, f"{type(device).__name__} at {transport!r}")
         attach = partial(transport.attach, endpoint, device.device_id)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from xenvirt._native import Endpoint
+from xenvirt.device import Device
+from xenvirt.remote import RemoteDevice
 
 
 class Transport(Protocol):
@@ -23,6 +25,15 @@ class Transport(Protocol):
 
         Raises:
             OSError: it is not possible.
+        """
+
+    def local(self, device: RemoteDevice, /) -> Device:
+        """The daemon as a device of this process, which tells it of the driver. Not asked of transports that
+        speak vhost-user.
+
+        Raises:
+            NegotiationError: the daemon cannot be used here.
+            DisconnectedError: it is not there.
         """
 
     def remove(self) -> None:

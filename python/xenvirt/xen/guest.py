@@ -7,9 +7,13 @@ from collections.abc import Sequence
 from typing import Literal
 
 from xenvirt._native import Endpoint, GuestBus
-from xenvirt.errors import VirtioNodeError, XenStoreError
+from xenvirt.device import Device
+from xenvirt.errors import NegotiationError, VirtioNodeError, XenStoreError
+from xenvirt.remote import RemoteDevice
+from xenvirt.remote_backend import RemoteBackend
 from xenvirt.xen.guest_end import GuestEnd
 from xenvirt.xen.ram import guest_ram
+from xenvirt.xen.remote import DaemonMemory, daemon_ram, need_xen_mmap
 from xenvirt.xen.virtio_node import VirtioNode, virtio_nodes
 from xenvirt.xen.xenbus import XenbusState, advance
 from xenvirt.xen.xenstore import XenStore
@@ -96,6 +100,34 @@ class XenGuest:
             raise
         self._tell(XenbusState.INIT_WAIT)
         return True
+
+    def local(self, device: RemoteDevice, /) -> Device:
+        """A daemon as a device of this guest: it maps the guest's memory itself.
+
+        Its kind is what ``device`` says, or else what the toolstack announced.
+
+        Raises:
+            NegotiationError: the daemon cannot map a guest's memory (it has not XEN_MMAP), nobody says what
+                kind of device it is, or how much memory the guest has.
+            DisconnectedError: nobody listens at its socket.
+        """
+        kind = device.device_id
+        if kind is None:
+            kind = self._announced_kind()
+        if kind is None:
+            raise NegotiationError(
+                f"nobody says what kind of device {device!r} is, since the toolstack announced none that "
+                f"{self!r} means: say RemoteDevice(socket, device_id)"
+            )
+        memory = DaemonMemory(self.domid, self.ram or daemon_ram(self.domid))
+        return RemoteBackend(device, kind, memory.regions, need_xen_mmap, memory.close)
+
+    def _announced_kind(self) -> int | None:
+        if self.base is not None:
+            return None
+        with XenStore() as store:
+            nodes = [node for node in virtio_nodes(store, self.domid) if self.device in (None, node.devid)]
+        return nodes[0].device_id if len(nodes) == 1 else None
 
     def remove(self) -> None:
         """Lets go of the guest."""

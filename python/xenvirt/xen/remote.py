@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
-from xenvirt._native import Frontend, HandedOver, SharedRegion
+from xenvirt._native import ForeignMemory, Frontend, HandedOver, SharedRegion
 from xenvirt.device import Session
 from xenvirt.errors import NegotiationError, XenStoreError
 from xenvirt.vhost_user.protocol import ProtocolFeature
-from xenvirt.xen import ForeignMemory
 from xenvirt.xen.xenstore import XenStore
 
 FOREIGN, GRANT, NOT_IN_ADVANCE = 1, 2, 8
