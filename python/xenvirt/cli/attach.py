@@ -18,14 +18,16 @@ from typing import Any
 
 from xenvirt.errors import MappingError, VirtioNodeError, XenvirtError
 from xenvirt.xen.attach import Attacher, mapping
-from xenvirt.xen.attach.attachment import OpenSlot
 from xenvirt.xen.attach.backend import check
 from xenvirt.xen.attach.mapping import Empty, Ignored, Mapping
+from xenvirt.xen.attach.slot import open_slot
 from xenvirt.xen.virtio_node import VirtioNode, node_paths, read_node
 from xenvirt.xen.xenbus import XenbusState
 from xenvirt.xen.xenstore import XenStore
 
 from .transport import number
+
+log = logging.getLogger("xenvirt")
 
 UNIT = "xenvirt-attach.service"
 """The systemd unit's file, in xenvirt.xen.attach."""
@@ -128,17 +130,12 @@ def serve(store: XenStore, rules: Mapping, domid: int | None, fixed: VirtioNode 
     """Serves what is announced, or the one slot that the command line names."""
     if domid is not None and not store.is_domain_introduced(domid):
         raise XenvirtError(f"there is no domain {domid}: see xl list")
-    with Attacher(store, rules, _opener(), domid, fixed) as attacher, _ended_by_signals(attacher):
+    with Attacher(store, rules, open_slot, domid, fixed) as attacher, _ended_by_signals(attacher):
+        log.info("ready")
         notify("READY=1")
         attacher.run()
         notify("STOPPING=1")
     return 0
-
-
-def _opener() -> OpenSlot:
-    raise XenvirtError(
-        "the way to the guest is not there yet: for now --dry-run is all that this command does"
-    )
 
 
 def dry_run(store: XenStore, rules: Mapping, domid: int | None, fixed: VirtioNode | None) -> int:

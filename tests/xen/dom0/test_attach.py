@@ -1,0 +1,193 @@
+"""``xenvirt attach`` serves Linux guests of real Xen: disks of xl.cfg, announced by the toolstack itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from xenvirt.xen.xenstore import XenStore
+
+from .linux_guest import LinuxGuest, xl
+
+pytestmark = pytest.mark.dom0("aarch64")
+
+MIB = 1 << 20
+DISK = "format=raw, vdev={vdev}, access=rw, backendtype=standalone, specification=virtio, target={path}"
+RULES = """
+[[device]]
+type = "block"
+class = "xenvirt.devices:BlockDevice"
+arguments = { image = "{target}" }
+"""
+
+
+class Attach:
+    """An attach process, and what it has said."""
+
+    def __init__(self, folder: Path, rules: str) -> None:
+        path = folder / "attach.toml"
+        path.write_text(rules)
+        self._process = subprocess.Popen(
+            ["python3", "-m", "xenvirt", "attach", "--watch", "--map", str(path), "-vv"],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.said = ""
+        self._changed = threading.Condition()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        self.wait_for("ready")
+
+    def _read(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            with self._changed:
+                self.said += line
+                self._changed.notify_all()
+
+    def wait_for(self, text: str) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: text in self.said, 120), f"no {text!r} in:\n{self.said}"
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._reader.join()
+
+    def end(self) -> int:
+        self._process.send_signal(signal.SIGTERM)
+        status = self._process.wait(60)
+        self._reader.join()
+        return status
+
+
+@contextmanager
+def attached(folder: Path, rules: str = RULES) -> Iterator[Attach]:
+    process = Attach(folder, rules)
+    try:
+        yield process
+        assert process.end() == 0, process.said
+        assert "Traceback" not in process.said, process.said
+    except BaseException as error:
+        process.kill()
+        error.add_note(f"attach said:\n{process.said}")
+        raise
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    made = tmp_path / "disk.img"
+    made.write_bytes(os.urandom(4 * MIB))
+    return made
+
+
+def disks(*images: Path) -> str:
+    names = [
+        f'"{DISK.format(vdev=f"xvd{letter}", path=path)}"'
+        for letter, path in zip("abcd", images, strict=False)
+    ]
+    return f"disk = [{', '.join(names)}]\n"
+
+
+def state(guest: LinuxGuest, devid: int = 51712) -> str | None:
+    with XenStore() as store:
+        return store.get(f"/local/domain/0/backend/virtio_disk/{guest.domid}/{devid}/state")
+
+
+def test_a_guest_that_is_made_later_gets_its_disk(tmp_path: Path, image: Path) -> None:
+    script = """
+        dd if=/dev/vda of=/tmp/read bs=64k 2>/dev/null
+        echo "sum $(md5sum < /tmp/read)"
+        dd if=/dev/urandom of=/tmp/new bs=64k count=16 2>/dev/null
+        dd if=/tmp/new of=/dev/vda bs=64k seek=16 conv=fsync 2>/dev/null
+        echo "new $(md5sum < /tmp/new)"
+        read line < /dev/hvc0
+    """
+    before = subprocess.run(["md5sum", image], check=True, capture_output=True, text=True).stdout.split()[0]
+    with attached(tmp_path) as attach, LinuxGuest(script, configuration=disks(image)) as guest:
+        assert state(guest) == "2"  # xl create has waited for it
+        guest.unpause()
+        assert guest.wait_for("sum ([0-9a-f]+)")[1] == before
+        written = guest.wait_for("new ([0-9a-f]+)")[1]
+        part = image.read_bytes()[MIB : 2 * MIB]
+        (tmp_path / "part").write_bytes(part)
+        sums = subprocess.run(["md5sum", tmp_path / "part"], check=True, capture_output=True, text=True)
+        assert sums.stdout.split()[0] == written
+        assert state(guest) == "4"
+        guest.destroy()
+        attach.wait_for("the toolstack takes it away")
+        assert state(guest) is None
+    assert "(null)" not in xl("list")
+
+
+def test_a_slot_that_nobody_serves_does_not_keep_a_guest_from_booting(tmp_path: Path, image: Path) -> None:
+    with (
+        attached(tmp_path, RULES + "devid = 51728\n") as attach,
+        LinuxGuest("ls /sys/block; echo end", configuration=disks(image, image)) as guest,
+    ):
+        guest.unpause()
+        said = guest.wait_for("(?s).*\nend").group()
+        assert "vda" in said
+        assert "vdb" not in said
+        attach.wait_for("nothing: an empty slot")
+
+
+def test_a_guest_is_destroyed_under_load(tmp_path: Path, image: Path) -> None:
+    script = """
+        while true; do dd if=/dev/vda of=/dev/null bs=4k 2>/dev/null; echo round; done
+    """
+    with attached(tmp_path):
+        for _ in range(2):
+            with LinuxGuest(script, configuration=disks(image)) as guest:
+                guest.unpause()
+                guest.wait_for("round")
+        assert "(null)" not in xl("list")
+
+
+def test_a_disk_is_unplugged_under_load(tmp_path: Path, image: Path) -> None:
+    script = """
+        while dd if=/dev/vda of=/dev/null bs=4k iflag=direct 2>/dev/null; do echo round; done
+        echo over
+    """
+    with attached(tmp_path) as attach, LinuxGuest(script, configuration=disks(image)) as guest:
+        guest.unpause()
+        guest.wait_for("round")
+        xl("block-detach", str(guest.domid), "51712")
+        attach.wait_for("the toolstack takes it away")
+        assert state(guest) is None
+
+
+def test_attach_is_killed_and_started_again_and_takes_the_guest_up(tmp_path: Path, image: Path) -> None:
+    """What the guest had asked for when it was killed is lost; its driver, bound again, finds the disk."""
+    script = """
+        dd if=/dev/vda of=/dev/null bs=64k 2>/dev/null && echo "first round"
+        read line < /dev/hvc0
+        cd /sys/bus/virtio/drivers/virtio_blk
+        device=$(ls -d virtio*)
+        echo $device > unbind; echo $device > bind
+        dd if=/dev/vda of=/tmp/read bs=64k 2>/dev/null
+        echo "again $(md5sum < /tmp/read)"
+        read line < /dev/hvc0
+    """
+    before = subprocess.run(["md5sum", image], check=True, capture_output=True, text=True).stdout.split()[0]
+    first = Attach(tmp_path, RULES)
+    try:
+        with LinuxGuest(script, configuration=disks(image)) as guest:
+            guest.unpause()
+            guest.wait_for("first round")
+            first.kill()
+            with attached(tmp_path) as second:
+                second.wait_for("taken up again")
+                second.wait_for("BlockDevice")
+                guest.send("on")
+                assert guest.wait_for("again ([0-9a-f]+)")[1] == before
+                guest.destroy()
+    finally:
+        first.kill()
