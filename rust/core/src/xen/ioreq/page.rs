@@ -116,6 +116,12 @@ impl Page {
         let bits = self.bits(slot).load(Ordering::Relaxed);
         self.answer(number, (bits & (IS_READ | IS_POINTER) == IS_READ).then_some(NOBODY))
     }
+
+    /// True while an answer lies here that Xen has not taken.
+    pub(super) fn holds_answer(&self, vcpu: usize) -> bool {
+        self.slot(vcpu)
+            .is_some_and(|slot| self.bits(slot).load(Ordering::Relaxed) & STATE_MASK == STATE_ANSWERED)
+    }
 }
 
 /// Maps the page of a server.

@@ -7,6 +7,8 @@
 use std::{
     os::fd::{AsFd, BorrowedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
 };
 
 use rustix::io::Errno;
@@ -27,6 +29,9 @@ use crate::{
         privcmd::{ForeignCalls, Privcmd},
     },
 };
+
+/// How long a server that closes waits for vCPUs to take their answers. One that is paused, or whose domain is gone, never does.
+const LEAVING: Duration = Duration::from_millis(100);
 
 /// The calls that an IOREQ server needs: the kernel's, or those of a simulated hypervisor.
 #[derive(Clone, Debug)]
@@ -149,10 +154,20 @@ impl Inner {
                 let _ = self.events.notify(port);
             }
         }
+        self.wait_for_vcpus(ports.local.len());
         for port in ports.local.drain(..) {
             let _ = self.events.unbind(port);
         }
         let _ = self.model.destroy_ioreq_server(self.id);
+    }
+
+    /// Waits until the vCPUs have their answers, as long as they may be on their way: what lies in the page when the server
+    /// goes is lost, and a read gives what happened to be in the vCPU's request.
+    fn wait_for_vcpus(&self, vcpus: usize) {
+        let deadline = Instant::now() + LEAVING;
+        while (0..vcpus).any(|vcpu| self.page.holds_answer(vcpu)) && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
