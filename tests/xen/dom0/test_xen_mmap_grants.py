@@ -6,6 +6,7 @@ import os
 import struct
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -21,10 +22,27 @@ PAGE = 4096
 DOM0 = 0
 GRANT_ADDRESS = 1 << 63
 GRANT, NOT_IN_ADVANCE = 2, 8
-RING, BUFFERS = 0, 3
-"""Pages of the share: the ring, and after a gap the buffers."""
+SHARED = 32
+"""Pages of the share, of which three are used."""
 SIZE, AVAILABLE, USED = 8, 0x100, 0x200
 WRITE = 2
+
+
+class Pages(NamedTuple):
+    """Which pages of a share are used, by number; the kernel gives references in any order."""
+
+    ring: int
+    """Its reference is below those of the buffer, which a region without an end begins with."""
+    first: int
+    second: int
+    """The buffer's two, with references one after the other."""
+
+
+def choose(share: GrantShare) -> Pages:
+    page_of = {reference: page for page, reference in enumerate(share.references)}
+    lowest, *others = sorted(page_of)
+    first = next(reference for reference in others if reference + 1 in page_of)
+    return Pages(page_of[lowest], page_of[first], page_of[first + 1])
 
 
 def address(share: GrantShare, page: int) -> int:
@@ -32,43 +50,42 @@ def address(share: GrantShare, page: int) -> int:
     return GRANT_ADDRESS | share.references[page] << 12
 
 
-def offer(share: GrantShare, index: int, buffer: int, length: int) -> None:
+def offer(share: GrantShare, ring: int, index: int, buffer: int, length: int) -> None:
     """What a driver does with one buffer for the device to write to."""
-    share.write(RING * PAGE, struct.pack("<QIHH", buffer, length, WRITE, 0))
-    share.write(RING * PAGE + AVAILABLE + 4 + 2 * (index % SIZE), struct.pack("<H", 0))
-    share.write(RING * PAGE + AVAILABLE + 2, struct.pack("<H", index + 1))
+    share.write(ring * PAGE, struct.pack("<QIHH", buffer, length, WRITE, 0))
+    share.write(ring * PAGE + AVAILABLE + 4 + 2 * (index % SIZE), struct.pack("<H", 0))
+    share.write(ring * PAGE + AVAILABLE + 2, struct.pack("<H", index + 1))
 
 
-def used(share: GrantShare) -> int:
-    index: int = struct.unpack("<H", share.read(RING * PAGE + USED + 2, 2))[0]
+def used(share: GrantShare, ring: int) -> int:
+    index: int = struct.unpack("<H", share.read(ring * PAGE + USED + 2, 2))[0]
     return index
 
 
-def wait_for(share: GrantShare, index: int) -> None:
+def wait_for(share: GrantShare, ring: int, index: int) -> None:
     deadline = time.monotonic() + 60
-    while used(share) != index and time.monotonic() < deadline:
+    while used(share, ring) != index and time.monotonic() < deadline:
         time.sleep(0.001)
-    assert used(share) == index
+    assert used(share, ring) == index
 
 
 def test_a_device_reaches_its_ring_and_its_buffers_by_grants(tmp_path: Path) -> None:
     path = str(tmp_path / "device.sock")
     gntdev = os.open("/dev/xen/gntdev", os.O_RDWR | os.O_CLOEXEC)
     kick, call = (os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(2))
-    with Server() as server, GrantAllocator() as allocator, allocator.share(DOM0, 8) as share:
+    with Server() as server, GrantAllocator() as allocator, allocator.share(DOM0, SHARED) as share:
         served = server.add(EntropyDevice(), VhostUserSocket(path))
         frontend = _native.Frontend(path, timeout=60)
-        references = list(share.references)
-        assert references == list(range(references[0], references[0] + 8)), "consecutive, as the kernel gives"
+        pages = choose(share)
         assert frontend.protocol_features & ProtocolFeature.XEN_MMAP
         frontend.set_features(frontend.offered_features & (1 << 32))
-        ring, buffers = address(share, RING), address(share, BUFFERS)
+        ring, buffer = address(share, pages.ring), address(share, pages.first)
         frontend.set_memory(
             [
                 _native.SharedRegion(gntdev, ring, PAGE, xen_flags=GRANT, xen_domain=DOM0),
                 # As a frontend says it that cannot know what the guest will grant: all that lies behind.
                 _native.SharedRegion(
-                    gntdev, buffers, 1 << 40, xen_flags=GRANT | NOT_IN_ADVANCE, xen_domain=DOM0
+                    gntdev, buffer, 1 << 40, xen_flags=GRANT | NOT_IN_ADVANCE, xen_domain=DOM0
                 ),
             ]
         )
@@ -78,18 +95,19 @@ def test_a_device_reaches_its_ring_and_its_buffers_by_grants(tmp_path: Path) -> 
         frontend.enable_queue(0)
         for index in range(50):
             # Across two pages: two references, mapped for this request alone.
-            offer(share, index, buffers + PAGE - 64, 128)
+            offer(share, pages.ring, index, buffer + PAGE - 64, 128)
             os.eventfd_write(kick, 1)
-            wait_for(share, index + 1)
-            assert any(share.read(BUFFERS * PAGE + PAGE - 64, 128))
-            share.write(BUFFERS * PAGE + PAGE - 64, bytes(128))
+            wait_for(share, pages.ring, index + 1)
+            for place in pages.first * PAGE + PAGE - 64, pages.second * PAGE:
+                assert any(share.read(place, 64))
+                share.write(place, bytes(64))
         # A reference that nobody granted is the driver's mistake: the queue stops, and nobody dies of it.
-        offer(share, 50, buffers + 1000 * PAGE, 64)
+        offer(share, pages.ring, 50, buffer + 1000 * PAGE, 64)
         os.eventfd_write(kick, 1)
         deadline = time.monotonic() + 60
         while not served.counters.errors and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert (served.counters.errors, used(share)) == (1, 50)
+        assert (served.counters.errors, used(share, pages.ring)) == (1, 50)
         frontend.close()
     os.close(gntdev)
     os.close(kick)
