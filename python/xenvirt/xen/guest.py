@@ -13,7 +13,7 @@ from xenvirt.remote import RemoteDevice
 from xenvirt.remote_backend import RemoteBackend
 from xenvirt.xen.guest_end import GuestEnd
 from xenvirt.xen.ram import guest_ram
-from xenvirt.xen.remote import DaemonMemory, daemon_ram, need_xen_mmap
+from xenvirt.xen.remote import DaemonMemory, need_xen_mmap
 from xenvirt.xen.virtio_node import VirtioNode, virtio_nodes
 from xenvirt.xen.xenbus import XenbusState, advance
 from xenvirt.xen.xenstore import XenStore
@@ -91,7 +91,7 @@ class XenGuest:
             ValueError: the address is impossible, or another device of this process is there.
         """
         base, irq = self._place(device_id)
-        bus = GuestBus(self.domid, self.ram or guest_ram(self.domid).ranges(), limit=self.limit)
+        bus = GuestBus(self.domid, self._ram(), limit=self.limit)
         try:
             endpoint.attach_guest(bus, device_id, base, irq=irq, memory=self.memory)
             self._end = GuestEnd(self.domid, bus)
@@ -107,8 +107,9 @@ class XenGuest:
         Its kind is what ``device`` says, or else what the toolstack announced.
 
         Raises:
-            NegotiationError: the daemon cannot map a guest's memory (it has not XEN_MMAP), nobody says what
-                kind of device it is, or how much memory the guest has.
+            NegotiationError: the daemon cannot map a guest's memory (it has not XEN_MMAP), or nobody says
+                what kind of device it is.
+            ForeignMapError: the xenstore does not say where the guest has its RAM; or a PV guest.
             DisconnectedError: nobody listens at its socket.
         """
         kind = device.device_id
@@ -119,8 +120,11 @@ class XenGuest:
                 f"nobody says what kind of device {device!r} is, since the toolstack announced none that "
                 f"{self!r} means: say RemoteDevice(socket, device_id)"
             )
-        memory = DaemonMemory(self.domid, self.ram or daemon_ram(self.domid))
+        memory = DaemonMemory(self.domid, self._ram())
         return RemoteBackend(device, kind, memory.regions, need_xen_mmap, memory.close)
+
+    def _ram(self) -> Sequence[range]:
+        return self.ram or guest_ram(self.domid).ranges()
 
     def _announced_kind(self) -> int | None:
         if self.base is not None:

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from xenvirt._native import ForeignMemory, Frontend, HandedOver, SharedRegion
 from xenvirt.device import Session
-from xenvirt.errors import NegotiationError, XenStoreError
+from xenvirt.errors import NegotiationError
 from xenvirt.vhost_user.protocol import ProtocolFeature
-from xenvirt.xen.xenstore import XenStore
 
 FOREIGN, GRANT, NOT_IN_ADVANCE = 1, 2, 8
 """How a region is mapped (vhost-user, "Xen mmap flags"). The specification says bit 8 for the last; rust-vmm,
@@ -20,12 +19,6 @@ GRANT_ADDRESS = 1 << 63
 """What marks an address as made of a grant reference (Linux, drivers/xen/grant-dma-ops.c)."""
 GRANT_END = GRANT_ADDRESS + (PAGE << 32)
 """Behind the address of the last reference: those have 32 bits."""
-
-
-_ARM_BANKS = (range(0x4000_0000, 0x1_0000_0000), range(0x2_0000_0000, 0x100_0000_0000))
-"""GUEST_RAM0 and GUEST_RAM1 of xen/include/public/arch-arm.h."""
-_X86_BANKS = (range(0xF000_0000), range(0x1_0000_0000, 0x100_0000_0000))
-"""Below and above the hole that libxl leaves for devices (HVM_BELOW_4G_RAM_END)."""
 
 
 class DaemonMemory:
@@ -88,29 +81,6 @@ class DaemonMemory:
         if self._gntdev is not None:
             os.close(self._gntdev)
             self._gntdev = None
-
-
-def daemon_ram(domid: int) -> list[range]:
-    """Where a guest has RAM, as far as the xenstore says how much: in the two banks that its machine has.
-
-    Raises:
-        NegotiationError: it does not say.
-    """
-    try:
-        with XenStore() as store:
-            left = int(store.read(f"/local/domain/{domid}/memory/static-max")) * 1024
-    except (XenStoreError, ValueError) as error:
-        raise NegotiationError(
-            f"the xenstore does not say how much memory domain {domid} has ({error}): say XenGuest(ram=...), "
-            "since a daemon maps all of it"
-        ) from error
-    banks = []
-    for bank in _ARM_BANKS if os.uname().machine == "aarch64" else _X86_BANKS:
-        size = min(left, bank.stop - bank.start)
-        if size:
-            banks.append(range(bank.start, bank.start + size))
-        left -= size
-    return banks
 
 
 def ring_pages(queues: Mapping[int, HandedOver]) -> list[range]:
