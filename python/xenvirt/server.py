@@ -20,7 +20,7 @@ from xenvirt._native import Endpoint, Event, QueueWorker, Relay
 from xenvirt._service import AsyncService, Service
 from xenvirt.device import AnyDevice, AsyncDevice, Device, config_bytes
 from xenvirt.remote import Relayed, RelayService, RemoteDevice
-from xenvirt.transport import Transport
+from xenvirt.transport import DaemonTransport, Transport
 from xenvirt.vhost_user.socket import VhostUserSocket
 from xenvirt.virtio.features import offered_features
 
@@ -132,7 +132,8 @@ class Server:
 
         Raises:
             OSError: the transport cannot be opened.
-            TypeError: ``device`` is an :class:`AsyncDevice`: those are served by :func:`serve_async`.
+            TypeError: ``device`` is an :class:`AsyncDevice`: those are served by :func:`serve_async`; or a
+                daemon, which this transport does not take.
             ValueError: the device is served already, its queues are impossible, or the server is stopped.
             NegotiationError, DisconnectedError: the device is a daemon, and cannot be used there, or is not
                 there at all.
@@ -144,7 +145,11 @@ class Server:
         if isinstance(device, RemoteDevice):
             if isinstance(transport, VhostUserSocket):
                 return self._add_remote(device, transport)
-            device = transport.local(device)
+            if not isinstance(transport, DaemonTransport):
+                raise TypeError(
+                    f"{device!r} cannot be served at {transport!r}, but at a VhostUserSocket or a XenGuest"
+                )
+            device = transport.remote_backend(device)
         endpoint = make_endpoint(device, poll=poll)
         service = Service(device, endpoint, f"{type(device).__name__} at {transport!r}")
         attach = partial(transport.attach, endpoint, device.device_id)

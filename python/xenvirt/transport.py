@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from xenvirt._native import Endpoint
 from xenvirt.device import Device
@@ -27,14 +27,18 @@ class Transport(Protocol):
             OSError: it is not possible.
         """
 
-    def local(self, device: RemoteDevice, /) -> Device:
-        """The daemon as a device of this process, which tells it of the driver. Not asked of transports that
-        speak vhost-user.
+    def remove(self) -> None:
+        """Takes back what is visible from outside. The endpoint is closed already."""
+
+
+@runtime_checkable
+class DaemonTransport(Transport, Protocol):
+    """A transport on which a daemon can be served too, though its drivers do not speak vhost-user."""
+
+    def remote_backend(self, device: RemoteDevice, /) -> Device:
+        """The daemon as a device of this process, which tells it of the driver.
 
         Raises:
             NegotiationError: the daemon cannot be used here.
             DisconnectedError: it is not there.
         """
-
-    def remove(self) -> None:
-        """Takes back what is visible from outside. The endpoint is closed already."""

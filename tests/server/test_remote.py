@@ -15,6 +15,7 @@ import pytest
 
 from tests.vhost_user.fake_backend import CONFIG, MQ, REPLY_ACK, FakeBackend
 from xenvirt import RelayMessage, RemoteDevice, Server, VhostUserSocket, connect
+from xenvirt._native import Endpoint
 from xenvirt.errors import DisconnectedError
 from xenvirt.vhost_user.protocol import ProtocolFeature, Request
 
@@ -216,3 +217,23 @@ def test_a_daemon_that_does_not_read_holds_the_frontend_up_and_loses_nothing(
                 received += connection.recv(1 << 16)
             assert received == sent
         sending.join()
+
+
+class OwnTransport:
+    """One that a user wrote, for devices of this process."""
+
+    connect = listens = False
+
+    def attach(self, _endpoint: Endpoint, _device_id: int, /) -> bool:
+        raise AssertionError("nothing was to be served here")
+
+    def remove(self) -> None:
+        raise AssertionError("nothing was to be served here")
+
+    def __repr__(self) -> str:
+        return "OwnTransport()"
+
+
+def test_a_daemon_at_a_transport_that_takes_none_is_refused(server: Server) -> None:
+    with pytest.raises(TypeError, match=r"RemoteDevice\('a\.sock'\) .* OwnTransport\(\), but at a VhostUser"):
+        server.add(RemoteDevice("a.sock"), OwnTransport())

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from xenvirt._native import Endpoint, Relay
-    from xenvirt.device import Device
-    from xenvirt.remote import RemoteDevice
 
 _BACKLOG = 16
 
@@ -144,10 +142,6 @@ class VhostUserSocket:
             else:
                 endpoint.adopt(opened.fileno())
         return True
-
-    def local(self, device: RemoteDevice, /) -> Device:
-        """Never asked: a relay passes on what is said here as it is."""
-        raise TypeError(f"{device!r} is served at {self!r} by a relay")
 
     def remove(self) -> None:
         """Removes the socket's path, if it is still the one that was made here."""

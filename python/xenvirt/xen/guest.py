@@ -101,7 +101,7 @@ class XenGuest:
         self._tell(XenbusState.INIT_WAIT)
         return True
 
-    def local(self, device: RemoteDevice, /) -> Device:
+    def remote_backend(self, device: RemoteDevice, /) -> Device:
         """A daemon as a device of this guest: it maps the guest's memory itself.
 
         Its kind is what ``device`` says, or else what the toolstack announced.
