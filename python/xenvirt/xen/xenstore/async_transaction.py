@@ -5,16 +5,14 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from xenvirt.errors import XenStoreError
 
 from . import operations, replay
+from .async_channel import AsyncChannel
 from .async_nodes import AsyncNodes
 from .operations import Call
-
-if TYPE_CHECKING:
-    from .async_store import AsyncXenStore
 
 T = TypeVar("T")
 
@@ -26,8 +24,8 @@ class AsyncTransaction(AsyncNodes):
         conflicted: whether a commit met a conflict.
     """
 
-    def __init__(self, store: AsyncXenStore) -> None:
-        self._store = store
+    def __init__(self, channel: AsyncChannel) -> None:
+        self._channel = channel
         self._number = 0
         self._steps: list[replay.Step] = []
         self.conflicted = False
@@ -35,7 +33,7 @@ class AsyncTransaction(AsyncNodes):
     async def __aenter__(self) -> Self:
         if self._number:
             raise ValueError("this transaction runs already")
-        self._number = await self._store._run(operations.start_transaction())
+        self._number = await self._channel.run(operations.start_transaction())
         self._steps.clear()
         self.conflicted = False
         return self
@@ -55,7 +53,7 @@ class AsyncTransaction(AsyncNodes):
         if not self._number:
             raise ValueError("this transaction has ended, or has not begun: use it in its async with block")
         try:
-            outcome = await self._store._run(make(self._number))
+            outcome = await self._channel.run(make(self._number))
         except XenStoreError as error:
             self._steps.append(replay.Step(make, subject, replay.Failed(error.errno or 0)))
             raise
@@ -64,7 +62,7 @@ class AsyncTransaction(AsyncNodes):
 
     async def _end(self, *, commit: bool) -> None:
         number, self._number = self._number, 0
-        await self._store._run(operations.end_transaction(number, commit=commit))
+        await self._channel.run(operations.end_transaction(number, commit=commit))
 
     async def _commit(self) -> None:
         for left in reversed(range(replay.COMMIT_TRIES)):
@@ -81,10 +79,10 @@ class AsyncTransaction(AsyncNodes):
                 return
 
     async def _again(self) -> None:
-        self._number = await self._store._run(operations.start_transaction())
+        self._number = await self._channel.run(operations.start_transaction())
         for step in self._steps:
             try:
-                outcome: Any = await self._store._run(step.make(self._number))
+                outcome: Any = await self._channel.run(step.make(self._number))
             except XenStoreError as error:
                 outcome = replay.Failed(error.errno or 0)
             if outcome != step.outcome:

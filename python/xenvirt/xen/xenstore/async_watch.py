@@ -5,16 +5,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from xenvirt.errors import XenStoreError
 
 from . import operations
+from .async_channel import AsyncChannel
 from .events import Pending, WatchEvent
 from .paths import checked
 
-if TYPE_CHECKING:
-    from .async_store import AsyncXenStore
+
+class AsyncArrivals(Pending):
+    """What is pending, for a task that waits for it."""
+
+    def __init__(self, token: str) -> None:
+        super().__init__(token)
+        self.ready = asyncio.Event()
+
+    def wake(self) -> None:
+        """Wakes who waits for `ready`."""
+        self.ready.set()
 
 
 class AsyncWatch:
@@ -24,17 +34,16 @@ class AsyncWatch:
         token: the token of its events.
     """
 
-    def __init__(self, store: AsyncXenStore, token: str, paths: tuple[str, ...]) -> None:
+    def __init__(self, channel: AsyncChannel, token: str, paths: tuple[str, ...]) -> None:
         self.token = token
-        self._store = store
+        self._channel = channel
         self._wanted = paths
-        self._pending = Pending(token)
-        self._ready = asyncio.Event()
+        self._arrivals = AsyncArrivals(token)
 
     @property
     def paths(self) -> tuple[str, ...]:
         """What is watched."""
-        return tuple(self._pending.watched)
+        return tuple(self._arrivals.watched)
 
     async def add(self, path: str) -> None:
         """Watches one more path. It is reported once, at once.
@@ -43,13 +52,13 @@ class AsyncWatch:
             ValueError: it is watched already, or the watch is outside of its block.
         """
         self._check()
-        if checked(path) in self._pending.watched:
+        if checked(path) in self._arrivals.watched:
             raise ValueError(f"{path} is watched already")
-        self._pending.watched.append(path)
+        self._arrivals.watched.append(path)
         try:
-            await self._store._run(operations.watch(path, self.token))
+            await self._channel.run(operations.watch(path, self.token))
         except BaseException:
-            self._pending.watched.remove(path)
+            self._arrivals.watched.remove(path)
             raise
 
     async def remove(self, path: str) -> None:
@@ -59,10 +68,10 @@ class AsyncWatch:
             ValueError: it is not watched.
         """
         self._check()
-        if path not in self._pending.watched:
+        if path not in self._arrivals.watched:
             raise ValueError(f"{path} is not watched")
-        self._pending.watched.remove(path)
-        await self._store._run(operations.unwatch(path, self.token))
+        self._arrivals.watched.remove(path)
+        await self._channel.run(operations.unwatch(path, self.token))
 
     async def wait(self) -> WatchEvent:
         """Waits for an event; ``asyncio.timeout`` limits it.
@@ -72,11 +81,11 @@ class AsyncWatch:
         """
         while True:
             self._check()
-            if (event := self._pending.take()) is not None:
+            if (event := self._arrivals.take()) is not None:
                 return event
-            self._store._check()
-            self._ready.clear()
-            await self._ready.wait()
+            self._channel.check()
+            self._arrivals.ready.clear()
+            await self._arrivals.ready.wait()
 
     async def __aiter__(self) -> AsyncIterator[WatchEvent]:
         """Events, for ever."""
@@ -84,9 +93,9 @@ class AsyncWatch:
             yield await self.wait()
 
     async def __aenter__(self) -> Self:
-        if self.token in self._store._watches:
+        if self.token in self._channel.watches:
             raise ValueError(f"token {self.token!r} is the one of another watch of this connection")
-        self._store._watches[self.token] = self
+        self._channel.watches[self.token] = self._arrivals
         try:
             for path in self._wanted:
                 await self.add(path)
@@ -108,19 +117,12 @@ class AsyncWatch:
             for path in self.paths:
                 await self.remove(path)
         except (XenStoreError, ValueError):
-            if self._store._broken is None:
+            if self._channel.broken is None:
                 raise
         finally:
-            self._store._watches.pop(self.token, None)
-            self._wake()
-
-    def _put(self, path: str) -> None:
-        self._pending.put(path)
-        self._wake()
-
-    def _wake(self) -> None:
-        self._ready.set()
+            self._channel.watches.pop(self.token, None)
+            self._arrivals.wake()
 
     def _check(self) -> None:
-        if self._store._watches.get(self.token) is not self:
+        if self._channel.watches.get(self.token) is not self._arrivals:
             raise ValueError("this watch is not open: use it in its async with block")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 from .paths import lies_in
@@ -23,7 +24,7 @@ class WatchEvent(NamedTuple):
     """The token of the watch."""
 
 
-class Pending:
+class Pending(ABC):
     """The events of one watch that were not taken yet, in order, each path once.
 
     A second event of a path that waits already says nothing new; so what is kept is bounded by the number of
@@ -36,8 +37,13 @@ class Pending:
         self._paths: dict[str, None] = {}
 
     def put(self, path: str) -> None:
-        """Keeps an event."""
+        """Keeps an event, and wakes who waits for one."""
         self._paths[path] = None
+        self.wake()
+
+    @abstractmethod
+    def wake(self) -> None:
+        """Wakes who waits for an event."""
 
     def take(self) -> WatchEvent | None:
         """The oldest event, if there is one."""

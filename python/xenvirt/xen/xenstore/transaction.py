@@ -5,16 +5,14 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from xenvirt.errors import XenStoreError
 
 from . import operations, replay
+from .channel import Channel
 from .nodes import Nodes
 from .operations import Call
-
-if TYPE_CHECKING:
-    from .store import XenStore
 
 T = TypeVar("T")
 
@@ -22,8 +20,8 @@ T = TypeVar("T")
 class Transaction(Nodes):
     """See :meth:`XenStore.transaction`. It is used in its ``with`` block, by one thread."""
 
-    def __init__(self, store: XenStore) -> None:
-        self._store = store
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
         self._number = 0
         self._steps: list[replay.Step] = []
         self.conflicted = False
@@ -31,7 +29,7 @@ class Transaction(Nodes):
     def __enter__(self) -> Self:
         if self._number:
             raise ValueError("this transaction runs already")
-        self._number = self._store._run(operations.start_transaction())
+        self._number = self._channel.run(operations.start_transaction())
         self._steps.clear()
         self.conflicted = False
         return self
@@ -51,7 +49,7 @@ class Transaction(Nodes):
         if not self._number:
             raise ValueError("this transaction has ended, or has not begun: use it in its with block")
         try:
-            outcome = self._store._run(make(self._number))
+            outcome = self._channel.run(make(self._number))
         except XenStoreError as error:
             failed = replay.Failed(error.errno or 0)
             self._steps.append(replay.Step(make, subject, failed))
@@ -61,7 +59,7 @@ class Transaction(Nodes):
 
     def _end(self, *, commit: bool) -> None:
         number, self._number = self._number, 0
-        self._store._run(operations.end_transaction(number, commit=commit))
+        self._channel.run(operations.end_transaction(number, commit=commit))
 
     def _commit(self) -> None:
         for left in reversed(range(replay.COMMIT_TRIES)):
@@ -78,10 +76,10 @@ class Transaction(Nodes):
                 return
 
     def _again(self) -> None:
-        self._number = self._store._run(operations.start_transaction())
+        self._number = self._channel.run(operations.start_transaction())
         for step in self._steps:
             try:
-                outcome: Any = self._store._run(step.make(self._number))
+                outcome: Any = self._channel.run(step.make(self._number))
             except XenStoreError as error:
                 outcome = replay.Failed(error.errno or 0)
             if outcome != step.outcome:

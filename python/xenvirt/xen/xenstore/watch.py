@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import select
 import time
 from collections.abc import Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from xenvirt.errors import XenStoreError
 
 from . import operations
-from .events import Pending, WatchEvent
+from .arrivals import Arrivals
+from .channel import Channel
+from .events import WatchEvent
 from .paths import checked
-
-if TYPE_CHECKING:
-    from .store import XenStore
 
 
 class Watch:
@@ -27,18 +24,15 @@ class Watch:
         token: the token of its events.
     """
 
-    def __init__(self, store: XenStore, token: str) -> None:
+    def __init__(self, channel: Channel, token: str) -> None:
         self.token = token
-        self._store = store
-        self._pending = Pending(token)
-        # Readable while events are kept here; another thread may have taken them from the connection.
-        self._ready = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._epoll: select.epoll | None = None
+        self._channel = channel
+        self._arrivals = channel.watches[token] = Arrivals(token)
 
     @property
     def paths(self) -> tuple[str, ...]:
         """What is watched."""
-        return tuple(self._pending.watched)
+        return tuple(self._arrivals.watched)
 
     def add(self, path: str) -> None:
         """Watches one more path. It is reported once, at once.
@@ -46,16 +40,16 @@ class Watch:
         Raises:
             ValueError: it is watched already.
         """
-        store = self._store
-        with store._lock:
+        channel = self._channel
+        with channel.lock:
             self._check()
-            if checked(path) in self._pending.watched:
+            if checked(path) in self._arrivals.watched:
                 raise ValueError(f"{path} is watched already")
-            self._pending.watched.append(path)
+            self._arrivals.watched.append(path)
             try:
-                store._run(operations.watch(path, self.token))
+                channel.run(operations.watch(path, self.token))
             except BaseException:
-                self._pending.watched.remove(path)
+                self._arrivals.watched.remove(path)
                 raise
 
     def remove(self, path: str) -> None:
@@ -64,24 +58,24 @@ class Watch:
         Raises:
             ValueError: it is not watched.
         """
-        with self._store._lock:
+        with self._channel.lock:
             self._check()
-            if path not in self._pending.watched:
+            if path not in self._arrivals.watched:
                 raise ValueError(f"{path} is not watched")
-            self._pending.watched.remove(path)
-            self._store._run(operations.unwatch(path, self.token))
+            self._arrivals.watched.remove(path)
+            self._channel.run(operations.unwatch(path, self.token))
 
     def poll(self) -> WatchEvent | None:
         """An event, if there is one; does not wait."""
-        store = self._store
-        with store._lock:
-            if not self._pending:
+        channel = self._channel
+        with channel.lock:
+            if not self._arrivals:
                 self._check()
-                store._check()
-                store._pump()
-            event = self._pending.take()
-            if not self._pending and self._ready >= 0:
-                self._quiet()
+                channel.check()
+                channel.pump()
+            event = self._arrivals.take()
+            if not self._arrivals and not self._arrivals.ended and channel.broken is None:
+                self._arrivals.quiet()
             return event
 
     def wait(self, timeout: float | None = None) -> WatchEvent | None:
@@ -97,30 +91,26 @@ class Watch:
             if left is not None and left <= 0:
                 return None
             poller = select.poll()
-            with self._store._lock:
+            with self._channel.lock:
                 self._check()
-                self._store._check()
-                poller.register(self._ready, select.POLLIN)
-                poller.register(self._store._connection.fileno(), select.POLLIN)
+                self._channel.check()
+                poller.register(self._arrivals.ready, select.POLLIN)
+                poller.register(self._channel.fileno(), select.POLLIN)
             poller.poll(None if left is None else left * 1000)
         return event
 
     def fileno(self) -> int:
         """A descriptor for select, epoll and asyncio: readable when `poll` may have an event (it may not)."""
         self._check()
-        if self._epoll is None:
-            self._epoll = select.epoll()
-            self._epoll.register(self._ready, select.EPOLLIN)
-            self._epoll.register(self._store._connection.fileno(), select.EPOLLIN)
-        return self._epoll.fileno()
+        return self._arrivals.ready_or_readable(self._channel.fileno())
 
     def __iter__(self) -> Iterator[WatchEvent]:
         """Events, for ever: until the watch is closed."""
-        while self._ready >= 0:
+        while not self._arrivals.ended:
             try:
                 event = self.wait()
             except ValueError:
-                if self._ready >= 0:
+                if not self._arrivals.ended:
                     raise
                 return
             assert event is not None
@@ -128,19 +118,19 @@ class Watch:
 
     def close(self) -> None:
         """Watches nothing any more. May be called again."""
-        store = self._store
-        with store._lock:
-            if self._ready < 0:
+        channel = self._channel
+        with channel.lock:
+            if self._arrivals.ended:
                 return
             try:
                 for path in self.paths:
                     self.remove(path)
             except XenStoreError:
-                if store._broken is None:
+                if channel.broken is None:
                     raise
             finally:
-                store._watches.pop(self.token, None)
-                self._end()
+                channel.watches.pop(self.token, None)
+                self._arrivals.end()
 
     def __enter__(self) -> Self:
         return self
@@ -153,29 +143,6 @@ class Watch:
     def __repr__(self) -> str:
         return f"Watch({', '.join(self.paths)})"
 
-    def _put(self, path: str) -> None:
-        self._pending.put(path)
-        self._wake()
-
-    def _wake(self) -> None:
-        os.eventfd_write(self._ready, 1)
-
-    def _quiet(self) -> None:
-        if self._store._broken is None:
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self._ready)
-
-    def _end(self) -> None:
-        """Gives its descriptors back."""
-        self._pending.watched.clear()
-        if self._epoll is not None:
-            self._epoll.close()
-            self._epoll = None
-        if self._ready >= 0:
-            self._wake()  # who waits on another thread
-            os.close(self._ready)
-            self._ready = -1
-
     def _check(self) -> None:
-        if self._ready < 0:
+        if self._arrivals.ended:
             raise ValueError("this watch is closed")
