@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from xenvirt._native import Endpoint, GuestBus
 from xenvirt.device import Device
@@ -21,6 +21,9 @@ from xenvirt.xen.xenstore import XenStore
 log = logging.getLogger("xenvirt")
 
 Memory = Literal["any", "foreign", "grants"]
+
+DOMID_FIRST_RESERVED = 0x7FF0
+"""From here on domain ids have a meaning of their own (xen/include/public/xen.h)."""
 
 
 class XenGuest:
@@ -48,6 +51,10 @@ class XenGuest:
         ram: where the guest may have RAM, by guest physical address; by default as the
             xenstore says.
         limit: how many bytes of it may stay mapped by foreign mappings; None for as many as are touched.
+
+    Raises:
+        ValueError: no guest has this ``domid``, ``memory`` is none of the three, or ``irq`` comes without
+            ``base``.
     """
 
     connect = False
@@ -64,6 +71,10 @@ class XenGuest:
         ram: Sequence[range] | None = None,
         limit: int | None = None,
     ) -> None:
+        if not 0 <= domid < DOMID_FIRST_RESERVED:
+            raise ValueError(f"domid {domid} is no guest's: those are 0 to {DOMID_FIRST_RESERVED - 1}")
+        if memory not in get_args(Memory):
+            raise ValueError(f"memory={memory!r} is none of {', '.join(map(repr, get_args(Memory)))}")
         if base is None and irq is not None:
             raise ValueError(f"irq={irq} without base: both are given, or both come from the toolstack")
         self.domid = domid

@@ -16,7 +16,7 @@ use xenvirt_core::{
     memory::{MapError, MemoryError},
     ring::{BatchError, ChainError, DriverError, RingError},
     vhost_user::{FrontendError, ProtocolError},
-    xen::{CallError, ForeignMapError, GrantCopyError, GrantMapError, ServerError, ShareError},
+    xen::{CallError, ForeignMapError, GrantCopyError, GrantMapError, OpenError, ServerError, ShareError},
     xen_guest::GuestError,
 };
 
@@ -68,6 +68,8 @@ pub enum Error {
     Frontend(FrontendError),
     /// A foreign mapping.
     Foreign(ForeignMapError),
+    /// A device of Xen's that could not be opened.
+    Open(OpenError),
     /// A call to the hypervisor.
     Call(CallError),
     /// An IOREQ server that could not be made.
@@ -101,6 +103,7 @@ impl From<Error> for PyErr {
             Error::Protocol(error) => protocol(&error),
             Error::Frontend(error) => frontend(&error),
             Error::Foreign(error) => foreign(error.to_string(), &error),
+            Error::Open(error) => open(&error),
             Error::Call(error) => call(&error),
             Error::Server(ref whole @ ServerError::Map(ref error)) => foreign(whole.to_string(), error),
             Error::Server(ServerError::Call(error)) => call(&error),
@@ -119,6 +122,10 @@ impl From<Error> for PyErr {
 fn os_error(errno: Errno, text: &str) -> PyErr {
     // OSError chooses its subclass (PermissionError, ...) by the number.
     PyOSError::new_err((errno.raw_os_error(), text.to_owned()))
+}
+
+fn open(error: &OpenError) -> PyErr {
+    PyOSError::new_err((error.errno.raw_os_error(), error.reason(), error.path))
 }
 
 fn memory(error: &MemoryError) -> PyErr {
@@ -268,6 +275,7 @@ fn guest(error: GuestError) -> PyErr {
     let text = error.to_string();
     match error {
         GuestError::Server(error) => Error::Server(error).into(),
+        GuestError::Open(error) => open(&error),
         GuestError::Call(error) => call(&error),
         GuestError::Memory { source, .. } => memory(&source),
         GuestError::System { errno, .. } => os_error(errno, &text),
@@ -339,6 +347,7 @@ from!(
     Protocol(ProtocolError),
     Frontend(FrontendError),
     Foreign(ForeignMapError),
+    Open(OpenError),
     Call(CallError),
     Server(ServerError),
     Guest(GuestError),

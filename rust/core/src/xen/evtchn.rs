@@ -13,16 +13,14 @@ use std::{
     sync::Arc,
 };
 
-use rustix::{
-    fs::{Mode, OFlags, open},
-    io::Errno,
-};
+use rustix::{fs::OFlags, io::Errno};
 
 use super::{
     abi::evtchn::{
         BIND_INTERDOMAIN, BIND_UNBOUND_PORT, BIND_VIRQ, BindInterdomain, NOTIFY, RESTRICT, UNBIND,
     },
     call_error::{CallError, check_owner},
+    open::{OpenError, open_device},
 };
 use crate::memory::Owner;
 
@@ -68,9 +66,8 @@ impl Evtchn {
     ///
     /// # Errors
     /// ENOENT where there is none, EACCES without the permission.
-    pub fn open() -> Result<Self, Errno> {
-        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        Ok(Self { device: open("/dev/xen/evtchn", flags, Mode::empty())? })
+    pub fn open() -> Result<Self, OpenError> {
+        Ok(Self { device: open_device("/dev/xen/evtchn", OFlags::NONBLOCK)? })
     }
 
     fn ioctl<T>(&self, number: u32, argument: &T) -> Result<u32, Errno> {
@@ -143,7 +140,7 @@ impl EventChannels {
     ///
     /// # Errors
     /// ENOENT where there is no such device, EACCES without the permission.
-    pub fn open() -> Result<Self, Errno> {
+    pub fn open() -> Result<Self, OpenError> {
         Ok(Self::new(Arc::new(Evtchn::open()?)))
     }
 

@@ -11,14 +11,12 @@ use std::{
     ptr::NonNull,
 };
 
-use rustix::{
-    fs::{Mode, OFlags, open},
-    io::Errno,
-};
+use rustix::{fs::OFlags, io::Errno};
 
 use super::{
     abi::gnttab::{ALLOC_GREF, AllocGref, DEALLOC_GREF, SET_UNMAP_NOTIFY, SHARE_WRITABLE, UnmapGrantRef},
     gntdev::{UnmapNotify, ioctl, map_pages},
+    open::{OpenError, open_device},
 };
 
 /// The calls by which pages are granted: the kernel's, or those of a simulated hypervisor.
@@ -49,8 +47,8 @@ impl Gntalloc {
     ///
     /// # Errors
     /// ENOENT outside of a Xen domain that has it (its module is xen_gntalloc), EACCES without the permission.
-    pub fn open() -> Result<Self, Errno> {
-        let device = open("/dev/xen/gntalloc", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    pub fn open() -> Result<Self, OpenError> {
+        let device = open_device("/dev/xen/gntalloc", OFlags::empty())?;
         Ok(Self { device })
     }
 }

@@ -16,7 +16,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{Mode, OFlags, open},
+    fs::OFlags,
     io::Errno,
     mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap},
 };
@@ -28,6 +28,7 @@ use super::abi::{
         NOTIFY_SEND_EVENT, SET_UNMAP_NOTIFY, UNMAP_GRANT_REF, UnmapGrantRef, UnmapNotify as RawNotify,
     },
 };
+use super::open::{OpenError, open_device};
 
 /// A page that a domain granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -125,8 +126,8 @@ impl Gntdev {
     ///
     /// # Errors
     /// ENOENT outside of a Xen domain that has it (its module is xen_gntdev), EACCES without the permission.
-    pub fn open() -> Result<Self, Errno> {
-        let device = open("/dev/xen/gntdev", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    pub fn open() -> Result<Self, OpenError> {
+        let device = open_device("/dev/xen/gntdev", OFlags::empty())?;
         Ok(Self { device, own: Own::of_this_domain() })
     }
 

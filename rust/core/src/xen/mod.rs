@@ -23,6 +23,7 @@ mod grant;
 mod grant_copy;
 mod hypercall;
 mod ioreq;
+mod open;
 mod privcmd;
 mod share;
 
@@ -41,5 +42,6 @@ pub use ioreq::{
     IoreqServer, MAX_VCPUS, PageSource, PendingRequest, PerformError, Registers, Request, RequestData,
     RequestKind, ServerCalls, ServerError, SingleAccess,
 };
+pub use open::OpenError;
 pub use privcmd::{ForeignCalls, Privcmd, Resource};
 pub use share::{GrantShare, ShareError, ShareRequest};

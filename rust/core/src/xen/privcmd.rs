@@ -17,7 +17,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{Mode, OFlags, open},
+    fs::OFlags,
     io::Errno,
     mm::{MapFlags, ProtFlags, mmap},
 };
@@ -26,6 +26,7 @@ use super::abi::{
     FRAME,
     privcmd::{MMAP_RESOURCE, MMAPBATCH_V2, MmapBatchV2, MmapResource, RESTRICT},
 };
+use super::open::{OpenError, open_device};
 
 /// Memory of a domain that is not its RAM (`XENMEM_resource_*`, xen/include/public/memory.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,8 +100,8 @@ impl Privcmd {
     ///
     /// # Errors
     /// ENOENT outside of a Xen domain that has it, EACCES without the permission.
-    pub fn open() -> Result<Self, Errno> {
-        let device = open("/dev/xen/privcmd", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    pub fn open() -> Result<Self, OpenError> {
+        let device = open_device("/dev/xen/privcmd", OFlags::empty())?;
         Ok(Self { device })
     }
 

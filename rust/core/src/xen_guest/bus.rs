@@ -52,8 +52,7 @@ pub struct GuestCalls {
 
 impl GuestCalls {
     fn open() -> Result<Self, GuestError> {
-        let server = ServerCalls::open();
-        let server = server.map_err(|errno| GuestError::System { what: "opening Xen's devices", errno })?;
+        let server = ServerCalls::open()?;
         let grants = Gntdev::open().ok().map(|device| Arc::new(device) as Arc<dyn GrantCalls>);
         Ok(Self { server, grants })
     }

@@ -21,7 +21,7 @@ use rustix::io::Errno;
 
 use crate::{
     memory::MemoryError,
-    xen::{CallError, ServerError},
+    xen::{CallError, OpenError, ServerError},
 };
 
 /// Why a device cannot be served to a guest.
@@ -31,6 +31,9 @@ pub enum GuestError {
     /// The IOREQ server could not be made.
     #[error(transparent)]
     Server(#[from] ServerError),
+    /// A device of Xen's could not be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
     /// A call was refused.
     #[error(transparent)]
     Call(#[from] CallError),

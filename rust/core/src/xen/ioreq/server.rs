@@ -26,6 +26,7 @@ use crate::{
         eventfd::{AssignedKick, EventFdCalls, EventFdSupport, InterruptFd, Kick},
         evtchn::{EventCalls, EventChannels, Evtchn},
         foreign::ForeignMapError,
+        open::OpenError,
         privcmd::{ForeignCalls, Privcmd},
     },
 };
@@ -51,7 +52,7 @@ impl ServerCalls {
     ///
     /// # Errors
     /// A device is not there, or may not be opened.
-    pub fn open() -> Result<Self, Errno> {
+    pub fn open() -> Result<Self, OpenError> {
         let privcmd = Arc::new(Privcmd::open()?);
         Ok(Self {
             foreign: privcmd.clone(),
