@@ -107,6 +107,51 @@ def test_a_command_ends_with_its_client(channel: Channel, tmp_path: Path) -> Non
     os.close(end)
 
 
+def test_a_client_ends_the_command_of_one_that_went_away_unseen(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(agent, "unpack", lambda _: tmp_path)
+    ours, port = socket.socketpair()
+    with ours, port, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "port"))
+        listener.listen()
+        port.setblocking(False)
+        served = threading.Thread(target=Agent(port.fileno(), once=True).serve)
+        served.start()
+        clients = threading.Thread(target=pass_on, args=(listener, ours, 2))
+        clients.start()
+
+        first = Channel(tmp_path / "port", lambda: None, timeout=60)
+        command = ["sh", "-c", "echo $$ > pid; exec sleep 1000"]
+        first._send(Lines.message("run", id=1, argv=command, cwd=str(tmp_path), env={}, package="package"))
+        while not (tmp_path / "pid").exists() or not (text := (tmp_path / "pid").read_text()):
+            pass
+        running = os.pidfd_open(int(text))
+        first.close()
+        second = Channel(tmp_path / "port", lambda: None, timeout=60)
+        assert select.select([running], [], [], 0)[0]
+        os.close(running)
+        second.halt()
+        served.join()
+        second.close()
+        clients.join()
+
+
+def pass_on(listener: socket.socket, port: socket.socket, clients: int) -> None:
+    """Lets one client after the other speak to the port, which does not see that they change."""
+    for _ in range(clients):
+        client, _ = listener.accept()
+        with client:
+            while True:
+                ready, _, _ = select.select([client, port], [], [])
+                if port in ready:
+                    client.sendall(port.recv(1 << 16))
+                if client in ready:
+                    if not (data := client.recv(1 << 16)):
+                        break
+                    port.sendall(data)
+
+
 def test_lines_are_put_together_and_what_is_no_message_is_left_out() -> None:
     lines = Lines()
     whole = b'e": 1}\n' + Lines.message("a", n=1) + b"[1]\n" + Lines.message("b")

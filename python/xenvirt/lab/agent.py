@@ -90,6 +90,17 @@ class Command:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
 
+    def terminate(self) -> None:
+        """Nobody wants to know its outcome any more: SIGTERM now, SIGKILL when it takes too long."""
+        if self.kill_at == float("inf"):
+            self.signal(signal.SIGTERM)
+            self.kill_at = time.monotonic() + _PATIENCE
+
+    def kill_if_due(self) -> None:
+        """Kills it if it was to end and had time enough."""
+        if time.monotonic() >= self.kill_at:
+            self.signal(signal.SIGKILL)
+
     def finish(self) -> int:
         """Its status, once it has ended: 128 and the signal's number if a signal did it."""
         status = self._process.wait()
@@ -131,6 +142,7 @@ class Agent:
             return self._host_is_away()
         self._connected = True
         if command is not None:
+            command.kill_if_due()
             for fd in list(command.streams):
                 if fd in ready:
                     self._pass_on(command, fd)
@@ -152,11 +164,9 @@ class Agent:
             self._lines, self._unsent = Lines(), bytearray()
             self._give_up_at = time.monotonic()
             if command is not None:
-                command.signal(signal.SIGTERM)
-                command.kill_at = time.monotonic() + _PATIENCE
+                command.terminate()
         if command is not None:
-            if time.monotonic() >= command.kill_at:
-                command.signal(signal.SIGKILL)
+            command.kill_if_due()
             for fd in list(command.streams):
                 self._pass_on(command, fd)
             if select.select([command.end], [], [], 0)[0]:
@@ -170,6 +180,9 @@ class Agent:
     def _do(self, message: dict[str, Any]) -> bool:
         kind = message.get("kind")
         if kind == "hello":
+            # Another client already: the first one went away too shortly to be seen.
+            if self._command is not None:
+                self._command.terminate()
             with contextlib.suppress(OSError):
                 uptime = Path("/proc/uptime").read_text().split()[0]
             # The newline ends what a client before this one may have left unread.

@@ -33,12 +33,8 @@ class Channel:
         self._deadline = time.monotonic() + timeout
         self._number = 0
         self._socket = self._connect(path)
-        self._send(Lines.message("hello"))
-        while (hello := self._next())["kind"] != "hello":
-            pass
-        if hello["busy"]:
-            self._socket.close()
-            raise LabError("dom0 is still ending the command of a client that went away; try again")
+        while (hello := self._hello())["busy"]:
+            time.sleep(_TICK)  # dom0 is ending the command of a client that went away
         self.uptime = float(hello["uptime"])
         """Seconds since dom0's kernel began."""
         self._deadline = float("inf")
@@ -100,6 +96,12 @@ class Channel:
             else:
                 connection.settimeout(_TICK)
                 return connection
+
+    def _hello(self) -> dict[str, Any]:
+        self._send(Lines.message("hello"))
+        while (hello := self._next())["kind"] != "hello":
+            pass
+        return hello
 
     def _send(self, data: bytes) -> None:
         view = memoryview(data)
