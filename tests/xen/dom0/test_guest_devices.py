@@ -11,23 +11,11 @@ import pytest
 
 from xenvirt import Server
 from xenvirt.devices import BlockDevice, EntropyDevice
-from xenvirt.xen import XenGuest
 
-from .device_tree import MmioDevice
+from .guest_place import BASE, at, place
 from .linux_guest import LinuxGuest, xl
 
 pytestmark = pytest.mark.dom0("aarch64")
-
-BASE, IRQ = 0x200_0000, 33
-
-
-def place(index: int = 0, grants: bool = False) -> MmioDevice:
-    """Where the device of this number is."""
-    return MmioDevice(BASE + 0x200 * index, IRQ + index, grants=grants)
-
-
-def at(guest: LinuxGuest, device: MmioDevice) -> XenGuest:
-    return XenGuest(guest.domid, base=device.address, irq=device.interrupt)
 
 
 @pytest.mark.parametrize("grants", [False, True], ids=["foreign", "grants"])
