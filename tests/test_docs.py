@@ -62,6 +62,14 @@ def test_the_page_on_the_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert names["proxy"](str(tmp_path / "daemon"), str(tmp_path / "socket")) == []
 
 
+def test_the_page_on_testing(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = run("docs/testing.md", monkeypatch)
+    tests = [names[name] for name in names if name.startswith("test_")]
+    assert len(tests) == 2
+    for test in tests:
+        test()
+
+
 def test_the_page_on_xen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert callable(run("docs/xen.md", monkeypatch)["show"])
 

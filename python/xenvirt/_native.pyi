@@ -1072,13 +1072,17 @@ class ForeignMemory:
 
     Args:
         patience: how many seconds frames that are paged out are waited for.
+        hypervisor: who is asked: None for the kernel; in tests a :class:`xenvirt.testing.SimulatedXen`, as
+            its dom0, or one of its domains, as that.
 
     Raises:
         FileNotFoundError: there is no /dev/xen/privcmd: this is no dom0, or its module is not loaded.
         PermissionError: the device may not be opened.
     """
 
-    def __new__(cls, *, patience: float = 5.0) -> Self: ...
+    def __new__(
+        cls, *, patience: float = 5.0, hypervisor: SimulatedXen | SimulatedDomain | None = None
+    ) -> Self: ...
     def map(
         self,
         domid: int,
@@ -1118,6 +1122,7 @@ class ForeignMemory:
                 domain that is not there: that is found when the memory is touched.
             ValueError: no ranges, or one with a step.
         """
+    def _simulated_ram(self, domid: int) -> tuple[range, ...] | None: ...
     def map_resource(
         self,
         domid: int,
@@ -1260,6 +1265,8 @@ class GrantTable:
 
     Args:
         patience: how many seconds a page that is not there for the moment (paged out) is waited for.
+        hypervisor: who is asked: None for the kernel; in tests a :class:`xenvirt.testing.SimulatedXen`, as
+            its dom0, or one of its domains, as that.
 
     Raises:
         FileNotFoundError: there is no /dev/xen/gntdev: no Xen, or its module xen_gntdev is not loaded.
@@ -1267,7 +1274,9 @@ class GrantTable:
         ForkError: from every method, in a child of the process that opened the device.
     """
 
-    def __new__(cls, *, patience: float = 5.0) -> Self: ...
+    def __new__(
+        cls, *, patience: float = 5.0, hypervisor: SimulatedXen | SimulatedDomain | None = None
+    ) -> Self: ...
     def map(
         self,
         domid: int | Sequence[int],
@@ -1346,13 +1355,17 @@ class GrantAllocator:
     The kernel has a limit for all programs together: /sys/module/xen_gntalloc/parameters/limit, 1024 pages
     unless it is set.
 
+    Args:
+        hypervisor: who is asked: None for the kernel; in tests a :class:`xenvirt.testing.SimulatedXen`, as
+            its dom0, or one of its domains, as that.
+
     Raises:
         FileNotFoundError: there is no /dev/xen/gntalloc: no Xen, or its module xen_gntalloc is not loaded.
         PermissionError: the device may not be opened.
         ForkError: from every method, in a child of the process that opened the device.
     """
 
-    def __new__(cls) -> Self: ...
+    def __new__(cls, *, hypervisor: SimulatedXen | SimulatedDomain | None = None) -> Self: ...
     def share(
         self,
         domid: int,
@@ -1415,12 +1428,16 @@ class EventChannels:
     In a child after fork every method but ``fileno`` and ``close`` raises ForkError: a child that reads would
     take the parent's events.
 
+    Args:
+        hypervisor: who is asked: None for the kernel; in tests a :class:`xenvirt.testing.SimulatedXen`, as
+            its dom0, or one of its domains, as that.
+
     Raises:
         FileNotFoundError: there is no /dev/xen/evtchn: this is no Xen domain, or its module is not loaded.
         PermissionError: the device may not be opened.
     """
 
-    def __new__(cls) -> Self: ...
+    def __new__(cls, *, hypervisor: SimulatedXen | SimulatedDomain | None = None) -> Self: ...
     def bind_interdomain(self, domid: int, port: int) -> int:
         """Binds to a port that another domain has made for this one (EVTCHNOP_bind_interdomain).
 
@@ -1505,13 +1522,15 @@ class DeviceModel:
 
     Args:
         domid: the domain. It is not looked for before an operation is.
+        hypervisor: who is asked: None for the kernel; in tests a :class:`xenvirt.testing.SimulatedXen`, as
+            its dom0, or one of its domains, as that.
 
     Raises:
         FileNotFoundError: there is no /dev/xen/privcmd.
         PermissionError: the device may not be opened.
     """
 
-    def __new__(cls, domid: int) -> Self: ...
+    def __new__(cls, domid: int, *, hypervisor: SimulatedXen | SimulatedDomain | None = None) -> Self: ...
     @property
     def domid(self) -> int:
         """The domain."""
@@ -1705,6 +1724,8 @@ class IoreqServer:
         domid: the domain.
         page: how the page is reached: "resource" (Linux 4.18, Xen 4.11), "frame" (in the memory of an HVM
             domain, which has room for it), or "any": the former, and the latter where it is not known.
+        hypervisor: who is asked: None for the kernel; in tests a :class:`xenvirt.testing.SimulatedXen`, as
+            its dom0, or one of its domains, as that.
 
     Raises:
         XenCallError: no such domain (ESRCH), a PV one (EOPNOTSUPP), no right to it (EPERM), eight servers
@@ -1713,7 +1734,13 @@ class IoreqServer:
         FileNotFoundError: /dev/xen/privcmd or /dev/xen/evtchn is not there.
     """
 
-    def __new__(cls, domid: int, *, page: Literal["any", "resource", "frame"] = "any") -> Self: ...
+    def __new__(
+        cls,
+        domid: int,
+        *,
+        page: Literal["any", "resource", "frame"] = "any",
+        hypervisor: SimulatedXen | SimulatedDomain | None = None,
+    ) -> Self: ...
     @property
     def domid(self) -> int:
         """The domain."""
@@ -1821,3 +1848,217 @@ class HypercallBuffer:
         exception: BaseException | None,
         traceback: TracebackType | None,
     ) -> None: ...
+
+# ---- a simulated Xen
+
+@disjoint_base
+class SimulatedXen:
+    """The native half of :class:`xenvirt.testing.SimulatedXen`."""
+
+    def __new__(cls, kind: Literal["pv", "pvh", "aarch64"] = "pvh") -> Self: ...
+    @property
+    def kind(self) -> Literal["pv", "pvh", "aarch64"]:
+        """What its dom0 is: paravirtual or PVH on x86, or on Arm."""
+    @property
+    def domids(self) -> list[int]:
+        """The numbers of its domains, dom0's 0 first."""
+    def domain(self, domid: int) -> SimulatedDomain:
+        """A domain by its number; 0 is dom0.
+
+        Raises:
+            ValueError: there is none of that number.
+        """
+    def create(self, ranges: Iterable[range], vcpus: int) -> SimulatedDomain:
+        """Makes a domain with RAM at these guest physical addresses, in order."""
+
+@final
+class SimulatedDomain:
+    """A domain of a :class:`xenvirt.testing.SimulatedXen`, from the guest's side.
+
+    It is a handle: the domain lives until it is destroyed or the machine is gone. Given as ``hypervisor=`` to
+    what :mod:`xenvirt.xen` has, its own kernel answers: so a test plays the guest, too::
+
+        with EventChannels(hypervisor=xen) as dom0, EventChannels(hypervisor=guest) as inside:
+            port = dom0.bind_unbound(guest.domid)
+            inside.notify(inside.bind_interdomain(0, port))
+            assert dom0.pending(1.0) == [port]
+
+    Where `frames` is asked for, one frame number of 4 KiB or a range of them is meant. Each method raises
+    XenCallError once the domain is destroyed (ESRCH).
+    """
+
+    @property
+    def domid(self) -> int:
+        """Its number."""
+    @property
+    def exists(self) -> bool:
+        """False once it is destroyed."""
+    @property
+    def ram(self) -> tuple[range, ...]:
+        """Where it had RAM when it was made: guest physical addresses, in bytes."""
+    @property
+    def vcpus(self) -> int:
+        """How many vCPUs it has."""
+    def read(self, address: int, size: int) -> bytes:
+        """What the guest has at a guest physical address.
+
+        Raises:
+            XenCallError: it has no RAM there (EFAULT).
+        """
+    def write(self, address: int, data: bytes | bytearray) -> int:
+        """The guest writes at a guest physical address; gives how many bytes.
+
+        Raises:
+            XenCallError: it has no RAM there (EFAULT); nothing is written.
+        """
+    def balloon_out(self, frames: int | range) -> None:
+        """The guest gives frames back: there are holes where they were. What is mapped of them stays as it
+        is.
+
+        Raises:
+            XenCallError: one of them is a hole already (EINVAL); nothing is changed.
+        """
+    def populate(self, frames: int | range) -> None:
+        """The guest gets new frames, full of zeroes, in the place of what was there. What is mapped of the
+        old ones stays as it is."""
+    def page_out(self, frames: int | range, tries: int | None = None) -> None:
+        """Xen pages frames out: whoever maps one gets ENOENT so many times; None for ever.
+
+        Raises:
+            XenCallError: one of them is a hole (EINVAL); nothing is changed.
+        """
+    def grant(self, frame: int, to: int = 0, *, writable: bool = True) -> int:
+        """The guest grants a frame of its own to a domain; gives the reference.
+
+        Raises:
+            XenCallError: the frame is a hole (EINVAL), or the table is full (ENOSPC).
+        """
+    def end_grant(self, reference: int) -> None:
+        """The guest ends a grant (gnttab_end_foreign_access_ref).
+
+        Raises:
+            XenCallError: somebody has it mapped (EBUSY), and then it stays granted; there is none (ENOENT).
+        """
+    def page_out_grant(self, reference: int, tries: int | None = None) -> None:
+        """The page of a grant is not there for so many tries to map or to copy it (EAGAIN); None for ever.
+
+        Raises:
+            XenCallError: there is no such grant (ENOENT).
+        """
+    def interrupts(self) -> list[tuple[Literal["spi", "isa", "msi"], int, int]]:
+        """What device models signalled since it was asked last: ("spi", number, 1 raised or 0 taken back), or
+        ("msi", address, data)."""
+    def load(
+        self,
+        address: int,
+        size: int = 4,
+        *,
+        port: bool = False,
+        vcpu: int = 0,
+        timeout: float | None = 10.0,
+    ) -> int:
+        """A vCPU reads where no memory is, and waits for the answer: of the :class:`xenvirt.xen.IoreqServer`
+        that has the address. Who answers does so in another thread; else see :meth:`start_load`. The GIL is
+        released.
+
+        Where no server has it, an x86 guest reads what an empty bus gives, every bit set.
+
+        Args:
+            address: guest physical address, or the I/O port.
+            size: 1, 2, 4 bytes, of memory also 8.
+            port: it is an I/O port.
+            vcpu: which one.
+            timeout: seconds; None waits for ever.
+
+        Raises:
+            TimeoutError: no answer came. The vCPU still waits.
+            XenCallError: the vCPU waits for another answer (EBUSY); no server has the address, on Arm
+                (EFAULT: a data abort); the domain was destroyed meanwhile (ESRCH).
+            ValueError: there is no such vCPU, size or address.
+        """
+    def store(
+        self,
+        address: int,
+        value: int,
+        size: int = 4,
+        *,
+        port: bool = False,
+        vcpu: int = 0,
+        timeout: float | None = 10.0,
+    ) -> None:
+        """A vCPU writes where no memory is, and waits until it may go on. As :meth:`load`."""
+    def start_load(
+        self,
+        address: int,
+        size: int = 4,
+        *,
+        port: bool = False,
+        vcpu: int = 0,
+        count: int = 1,
+        backwards: bool = False,
+        data_address: int | None = None,
+    ) -> SimulatedAccess:
+        """As :meth:`load`, and does not wait.
+
+        Args:
+            address: guest physical address, or the I/O port.
+            size: 1, 2, 4 bytes, of memory also 8.
+            port: it is an I/O port.
+            vcpu: which one.
+            count: how many accesses: a string instruction (rep movs, rep ins) makes several.
+            backwards: addresses go down from one access to the next.
+            data_address: where in guest memory the values are, by guest physical address, as those of a
+                string instruction are; None if the one value is in a register.
+        """
+    def start_store(
+        self,
+        address: int,
+        value: int = 0,
+        size: int = 4,
+        *,
+        port: bool = False,
+        vcpu: int = 0,
+        count: int = 1,
+        backwards: bool = False,
+        data_address: int | None = None,
+    ) -> SimulatedAccess:
+        """As :meth:`store`, and does not wait; with `data_address` the values are in guest memory."""
+    def start_invalidate(self, *, vcpu: int = 0) -> SimulatedAccess:
+        """A vCPU has Xen tell who has its memory mapped to give that back, as after a balloon grew
+        (IOREQ_TYPE_INVALIDATE)."""
+    def destroy(self) -> None:
+        """Ends the domain: nothing of it is mapped from now on, its ports are closed, its vCPUs stop. What is
+        mapped of it stays as it is.
+
+        Raises:
+            ValueError: it is dom0.
+        """
+
+@final
+class SimulatedAccess:
+    """An access of a vCPU on its way to who answers it."""
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended."""
+    def result(self, timeout: float | None = 10.0) -> int:
+        """What was read, after waiting for it; for a write, what stood in the request. As
+        :meth:`SimulatedDomain.load`."""
+
+@final
+class SimulatedPrivcmd:
+    """The bare calls of a simulated /dev/xen/privcmd, with all that a program can get wrong: for tests of the
+    simulation itself (tests/xen/dom0/test_measured.py)."""
+
+    def __new__(cls, hypervisor: SimulatedXen | SimulatedDomain) -> Self: ...
+    def reserve(self, pages: int) -> int:
+        """mmap: a fresh range; gives its address."""
+    def forget(self, address: int, pages: int) -> None:
+        """A range was unmapped by munmap, or something else mapped in its place."""
+    def map_batch(
+        self, domid: int, address: int, count: int, frames: list[int] | None, errors: list[int] | None
+    ) -> tuple[int, list[int] | None]:
+        """IOCTL_PRIVCMD_MMAPBATCH_V2: the errno of the call, 0 for success, and `errors` as it is then. None
+        stands for an address where nothing is."""
+    def restrict(self, domid: int) -> None:
+        """IOCTL_PRIVCMD_RESTRICT."""

@@ -6,10 +6,19 @@ In the conftest.py at the top of the tests: ``pytest_plugins = ["xenvirt.testing
     def test_a_page_is_mapped(dom0: str) -> None:
         ...
 
-is two tests. All that are selected for one kind of dom0 run in one boot of it, with pytest's root folder as
-the shared one, so what they and their conftest.py import has to be in there, in xenvirt, or in the standard
-library. Fixtures are set up there too. The environment variable CI is passed on, others are not. In a dom0
-itself the tests just run.
+is two tests. ::
+
+    @pytest.mark.hypervisor("pv", "pvh", "aarch64")
+    def test_a_page_is_mapped_on_both(hypervisor: SimulatedXen | None, dom0: str) -> None:
+        with ForeignMemory(hypervisor=hypervisor) as foreign:
+            ...
+
+is six: one on a simulated Xen of each kind, right here, where `hypervisor` is that; and one in each real
+dom0, where it is None, and the kernel is asked. Those in a real dom0 have the mark `dom0` too, so that ``-m
+"not dom0"`` leaves them out. All that are selected for one kind of dom0 run in one boot of it, with pytest's
+root folder as the shared one, so what they and their conftest.py import has to be in there, in xenvirt, or
+in the standard library. Fixtures are set up there too. The environment variable CI is passed on, others are
+not. In a dom0 itself the tests just run.
 """
 
 from __future__ import annotations
@@ -31,12 +40,16 @@ from xenvirt.lab.agent import LAB
 from xenvirt.lab.boot import LAB_FOLDER
 from xenvirt.lab.progress import on_stderr
 
+from .simulated_xen import SimulatedXen
+
 MACHINES = {
     "pv": ("x86_64", "pv", "debian"),
     "pvh": ("x86_64", "pvh", "debian"),
     "aarch64": ("aarch64", "pvh", "own"),
 }
 """The kinds of dom0: architecture, how Xen runs it, and its kernel."""
+SIMULATED = "sim-"
+"""What the names of simulated kinds begin with."""
 REPORTS_VARIABLE = "XENVIRT_DOM0_REPORTS"
 
 _SHOWN_LINES = 60
@@ -45,14 +58,31 @@ _remote = pytest.StashKey["Remote"]()
 
 
 @pytest.fixture(scope="session")
-def dom0(request: pytest.FixtureRequest) -> str:
-    """The kind of dom0 that the test runs in: "pv", "pvh" or "aarch64"."""
-    kind: str = request.param
-    return kind
+def _machine(request: pytest.FixtureRequest) -> str:
+    machine: str = request.param
+    return machine
+
+
+@pytest.fixture(scope="session")
+def dom0(_machine: str) -> str:
+    """The kind of dom0 that the test runs in: "pv", "pvh" or "aarch64"; a real one, or a simulated one."""
+    return _machine.removeprefix(SIMULATED)
+
+
+@pytest.fixture(scope="session")
+def hypervisor(_machine: str) -> SimulatedXen | None:
+    """The simulated Xen that the test runs on, the same in all tests of a session; None on a real one."""
+    if not _machine.startswith(SIMULATED):
+        return None
+    kind: Any = _machine.removeprefix(SIMULATED)
+    return SimulatedXen(kind)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Declares the mark."""
+    """Declares the marks."""
+    config.addinivalue_line(
+        "markers", "hypervisor(*kinds): run it in real dom0s of these kinds and on simulated ones"
+    )
     config.addinivalue_line(
         "markers", "dom0(*kinds): run it in a real dom0: 'pv' (the default), 'pvh', 'aarch64'"
     )
@@ -60,32 +90,35 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Makes a test of each kind of dom0."""
-    mark = metafunc.definition.get_closest_marker("dom0")
-    if mark is None:
+    """Makes a test of each kind of dom0, and with the mark `hypervisor` one of each simulated kind."""
+    marks = [mark for mark in metafunc.definition.iter_markers() if mark.name in ("dom0", "hypervisor")]
+    if not marks:
         return
+    mark = marks[0]
     kinds = list(mark.args or ("pv",))
     unknown = set(kinds) - set(MACHINES)
     if unknown:
         raise pytest.UsageError(
             f"{metafunc.definition.nodeid}: no dom0 is called {', '.join(sorted(unknown))}"
         )
-    if "dom0" not in metafunc.fixturenames:
-        metafunc.fixturenames.append("dom0")
-    metafunc.parametrize("dom0", kinds, indirect=True, scope="session")
+    if "_machine" not in metafunc.fixturenames:
+        metafunc.fixturenames.append("_machine")
+    simulated = [SIMULATED + kind for kind in kinds if mark.name == "hypervisor"]
+    real = [pytest.param(kind, marks=pytest.mark.dom0(kind)) for kind in kinds]
+    metafunc.parametrize("_machine", [*simulated, *real], indirect=True, scope="session")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Gives the first marked test the time that all of them take together: it waits for the whole boot."""
-    marked = item.get_closest_marker("dom0") is not None and not in_dom0()
-    if marked and item.config.pluginmanager.hasplugin("timeout") and not item.get_closest_marker("timeout"):
+    has_timeouts = item.config.pluginmanager.hasplugin("timeout")
+    if runs_elsewhere(item) and has_timeouts and not item.get_closest_marker("timeout"):
         item.add_marker(pytest.mark.timeout(_BOOT_SECONDS))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
     """Runs a marked test elsewhere."""
-    if item.get_closest_marker("dom0") is None or in_dom0():
+    if not runs_elsewhere(item):
         return None
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for report in item.config.stash[_remote].reports_of(item):
@@ -100,6 +133,12 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if path and in_dom0():
         with Path(path).open("a") as file:
             file.write(json.dumps(report._to_json(), default=str) + "\n")
+
+
+def runs_elsewhere(item: pytest.Item) -> bool:
+    """Whether a test is for a real dom0, and this is none."""
+    marked = item.get_closest_marker("dom0") is not None
+    return marked and not kind_of(item).startswith(SIMULATED) and not in_dom0()
 
 
 def in_dom0() -> bool:
@@ -123,9 +162,7 @@ class Remote:
         kind = kind_of(item)
         if kind not in self._results:
             wanted = [
-                one.nodeid
-                for one in item.session.items
-                if one.get_closest_marker("dom0") is not None and kind_of(one) == kind
+                one.nodeid for one in item.session.items if runs_elsewhere(one) and kind_of(one) == kind
             ]
             self._results[kind] = {}
             self._run(kind, wanted)
@@ -170,8 +207,8 @@ class Remote:
 
 
 def kind_of(item: pytest.Item) -> str:
-    """The kind of dom0 that a marked test is for."""
-    kind: str = item.callspec.params["dom0"]  # type: ignore[attr-defined]
+    """The kind of dom0 that a marked test is for; of a simulated one, after `SIMULATED`."""
+    kind: str = item.callspec.params["_machine"]  # type: ignore[attr-defined]
     return kind
 
 

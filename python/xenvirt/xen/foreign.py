@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from functools import cache
 
 from xenvirt import _native
+from xenvirt.errors import ForeignMapError, XenCallError
 
 from .placeholders import take_ram
 from .ram import guest_ram
@@ -51,14 +52,19 @@ class ForeignMemory(_native.ForeignMemory):
             XenStoreError: without `ranges`: the xenstore cannot be reached.
             ValueError: no ranges, or one with a step.
         """
-        attached = super().attach(
-            domid,
-            guest_ram(domid).ranges() if ranges is None else ranges,
-            writable=writable,
-            limit=limit,
-        )
-        _warn_of_cost()
+        if ranges is None:
+            ranges = self._ram(domid)
+        attached = super().attach(domid, ranges, writable=writable, limit=limit)
+        if self._simulated_ram(0) is None:
+            _warn_of_cost()
         return attached
+
+    def _ram(self, domid: int) -> tuple[range, ...]:
+        try:
+            simulated = self._simulated_ram(domid)
+        except XenCallError as error:
+            raise ForeignMapError(str(error), error.errno or 0) from None
+        return guest_ram(domid).ranges() if simulated is None else simulated
 
 
 @cache

@@ -38,5 +38,6 @@ mod _native {
         xen::hypercall::HypercallBuffer,
         xen::ioreq::{IoRequest, IoreqServer},
         xen::model::{DeviceModel, InterruptFd},
+        xen::sim::{SimulatedAccess, SimulatedDomain, SimulatedPrivcmd, SimulatedXen},
     };
 }

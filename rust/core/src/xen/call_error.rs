@@ -51,6 +51,11 @@ impl CallError {
         Self::Refused { what, errno, hint }
     }
 
+    /// A refusal whose words say all.
+    pub fn refusal(what: String, errno: Errno) -> Self {
+        Self::Refused { what, errno, hint: "" }
+    }
+
     /// The kernel's error; None where the kernel was not asked.
     pub fn errno(&self) -> Option<Errno> {
         match self {

@@ -3,7 +3,7 @@
 //! [`abi`] has layouts and numbers; [`Privcmd`] is the device that maps frames of other domains; [`ForeignMapping`] is what
 //! comes of it: every failed frame is known, none is silent. [`EventChannels`] wake and are woken; a [`DeviceModel`] makes and
 //! feeds what stands in for a device of a domain; an [`IoreqServer`] answers its vCPUs. [`Gntdev`] maps pages that other domains granted
-//! ([`GrantMapping`]), [`Gntalloc`] grants ours ([`GrantShare`]).
+//! ([`GrantMapping`]), [`Gntalloc`] grants ours ([`GrantShare`]). [`sim`] answers the same calls without a Xen, for tests.
 
 pub mod abi;
 mod call_error;
@@ -26,6 +26,7 @@ mod ioreq;
 mod open;
 mod privcmd;
 mod share;
+pub mod sim;
 
 pub use call_error::CallError;
 pub use dm_op::{DeviceModel, DeviceModelCalls, Interrupt, IoRange};

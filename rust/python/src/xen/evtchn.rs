@@ -1,11 +1,17 @@
 //! Event channels.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::{
+    os::fd::{AsFd, AsRawFd},
+    sync::Arc,
+};
 
 use pyo3::{prelude::*, types::PyTuple};
 use xenvirt_core::xen;
 
-use super::waiting::{Closable, deadline, wait};
+use super::{
+    sim::hypervisor,
+    waiting::{Closable, deadline, wait},
+};
 use crate::errors::Error;
 
 /// /dev/xen/evtchn.
@@ -15,8 +21,13 @@ pub struct EventChannels(Closable<xen::EventChannels>);
 #[pymethods]
 impl EventChannels {
     #[new]
-    fn new() -> Result<Self, Error> {
-        Ok(Self(Closable::new("the event channel device", xen::EventChannels::open()?)))
+    #[pyo3(signature = (*, hypervisor = None))]
+    fn new(hypervisor: Option<&Bound<'_, PyAny>>) -> Result<Self, Error> {
+        let channels = match self::hypervisor(hypervisor)? {
+            Some(domain) => xen::EventChannels::new(Arc::new(domain.evtchn()?)),
+            None => xen::EventChannels::open()?,
+        };
+        Ok(Self(Closable::new("the event channel device", channels)))
     }
 
     /// Binds to a port that another domain has made for us.

@@ -1,7 +1,6 @@
 //! Foreign mappings.
 
 use std::{
-    os::fd::{AsFd, AsRawFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -14,10 +13,13 @@ use pyo3::{
 };
 use xenvirt_core::{
     memory::{AttachRequest, SharedMemoryTable},
-    xen::{self, ForeignCalls, MapRequest, Privcmd, Resource},
+    xen::{self, ForeignCalls, MapRequest, Privcmd, Resource, sim},
 };
 
-use super::attached::{AttachedMemory, address_ranges};
+use super::{
+    attached::{AttachedMemory, address_ranges},
+    sim::{Opened, hypervisor, ranges_of},
+};
 use crate::{errors::Error, memory::GuestMemory};
 
 /// A frame that could not be mapped.
@@ -62,20 +64,24 @@ pub fn failures_of<'py>(py: Python<'py>, failures: &[xen::FrameFailure]) -> PyRe
     PyTuple::new(py, failures.collect::<PyResult<Vec<_>>>()?)
 }
 
+type Device = Opened<dyn ForeignCalls>;
+
 /// /dev/xen/privcmd.
 #[pyclass(frozen, subclass, module = "xenvirt._native")]
 pub struct ForeignMemory {
     /// None once it is closed.
-    device: Mutex<Option<Arc<Privcmd>>>,
+    device: Mutex<Option<Arc<Device>>>,
     patience: Duration,
+    /// Whose kernel it is, if not this machine's.
+    simulated: Option<sim::Domain>,
 }
 
 impl ForeignMemory {
-    fn lock(&self) -> MutexGuard<'_, Option<Arc<Privcmd>>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<Device>>> {
         self.device.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn device(&self) -> Result<Arc<Privcmd>, Error> {
+    fn device(&self) -> Result<Arc<Device>, Error> {
         let device = self.lock().clone();
         device.ok_or_else(|| PyValueError::new_err("the foreign memory is closed").into())
     }
@@ -84,11 +90,19 @@ impl ForeignMemory {
 #[pymethods]
 impl ForeignMemory {
     #[new]
-    #[pyo3(signature = (*, patience = 5.0))]
-    fn new(patience: f64) -> Result<Self, Error> {
+    #[pyo3(signature = (*, patience = 5.0, hypervisor = None))]
+    fn new(patience: f64, hypervisor: Option<&Bound<'_, PyAny>>) -> Result<Self, Error> {
         let patience = Duration::try_from_secs_f64(patience);
         let patience = patience.map_err(|error| PyValueError::new_err(format!("patience: {error}")))?;
-        Ok(Self { device: Mutex::new(Some(Arc::new(Privcmd::open()?))), patience })
+        let simulated = self::hypervisor(hypervisor)?;
+        let device = match &simulated {
+            Some(domain) => Device::simulated(Arc::new(domain.privcmd())),
+            None => {
+                let device = Arc::new(Privcmd::open()?);
+                Device::kernel(device.clone(), device)
+            }
+        };
+        Ok(Self { device: Mutex::new(Some(Arc::new(device))), patience, simulated })
     }
 
     /// Maps frames of a domain.
@@ -105,7 +119,7 @@ impl ForeignMemory {
         let frames = frame_numbers(frames)?;
         let request = MapRequest { domain: domid, frames: &frames, writable, patience: self.patience };
         let map = if partial { xen::ForeignMapping::partial } else { xen::ForeignMapping::whole };
-        let mapped = py.detach(|| map(&*device, &request))?;
+        let mapped = py.detach(|| map(&*device.calls, &request))?;
         ForeignMapping::new(py, mapped)
     }
 
@@ -122,7 +136,7 @@ impl ForeignMemory {
         let (device, ranges) = (self.device()?, address_ranges(ranges)?);
         let limit = limit.unwrap_or(u64::MAX);
         let request = AttachRequest { domain: domid, writable, patience: self.patience, limit };
-        AttachedMemory::new(py, device, &ranges, &request)
+        AttachedMemory::new(py, device.calls.clone(), &ranges, &request)
     }
 
     /// Maps frames of a resource.
@@ -140,23 +154,38 @@ impl ForeignMemory {
     ) -> Result<Py<ForeignMapping>, Error> {
         let (device, resource) = (self.device()?, resource_of(resource)?);
         let mapped =
-            xen::ForeignMapping::resource(&*device, domid, resource, number, first, frames, writable)?;
+            xen::ForeignMapping::resource(&*device.calls, domid, resource, number, first, frames, writable)?;
         ForeignMapping::new(py, mapped)
     }
 
     /// How many frames a resource has.
     fn resource_size(&self, domid: u16, resource: &str, number: u32) -> Result<u64, Error> {
-        Ok(self.device()?.resource_size(domid, resource_of(resource)?, number)?)
+        Ok(self.device()?.calls.resource_size(domid, resource_of(resource)?, number)?)
     }
 
     /// Gives up every other domain, for ever.
     fn restrict(&self, domid: u16) -> Result<(), Error> {
-        Ok(self.device()?.restrict(domid)?)
+        Ok(self.device()?.calls.restrict(domid)?)
     }
 
     /// The device's descriptor.
     fn fileno(&self) -> Result<i32, Error> {
-        Ok(self.device()?.as_fd().as_raw_fd())
+        self.device()?.fileno()
+    }
+
+    /// Where a domain has RAM, which a simulated hypervisor knows; None with a real one.
+    fn _simulated_ram<'py>(&self, py: Python<'py>, domid: u16) -> Result<Option<Bound<'py, PyTuple>>, Error> {
+        let Some(simulated) = &self.simulated else { return Ok(None) };
+        let domain = simulated.hypervisor().domain(domid);
+        let ram = domain
+            .ok_or_else(|| {
+                xen::CallError::refusal(
+                    format!("asking for the RAM of simulated domain {domid}: there is no such domain"),
+                    rustix::io::Errno::SRCH,
+                )
+            })?
+            .ram()?;
+        Ok(Some(ranges_of(py, &ram)?))
     }
 
     /// Closes the device; mappings stay.

@@ -1,7 +1,6 @@
 //! Grants: pages of other domains, and pages of ours.
 
 use std::{
-    os::fd::{AsFd, AsRawFd},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -16,6 +15,7 @@ use xenvirt_core::{
     xen::{self, Gntalloc, Gntdev, Grant, GrantCalls, GrantRequest, ShareCalls, ShareRequest, UnmapNotify},
 };
 
+use super::sim::{Opened, hypervisor};
 use crate::{
     buffer::{BorrowedBuffer, copying, new_bytes},
     errors::Error,
@@ -155,18 +155,25 @@ impl<T> Device<T> {
 /// /dev/xen/gntdev.
 #[pyclass(frozen, module = "xenvirt._native")]
 pub struct GrantTable {
-    device: Device<Gntdev>,
+    device: Device<Opened<dyn GrantCalls>>,
     patience: Duration,
 }
 
 #[pymethods]
 impl GrantTable {
     #[new]
-    #[pyo3(signature = (*, patience = 5.0))]
-    fn new(patience: f64) -> Result<Self, Error> {
+    #[pyo3(signature = (*, patience = 5.0, hypervisor = None))]
+    fn new(patience: f64, hypervisor: Option<&Bound<'_, PyAny>>) -> Result<Self, Error> {
         let patience = Duration::try_from_secs_f64(patience);
         let patience = patience.map_err(|error| PyValueError::new_err(format!("patience: {error}")))?;
-        Ok(Self { device: Device::new("grant table", Gntdev::open()?), patience })
+        let device = match self::hypervisor(hypervisor)? {
+            Some(domain) => Opened::<dyn GrantCalls>::simulated(Arc::new(domain.gntdev())),
+            None => {
+                let device = Arc::new(Gntdev::open()?);
+                Opened::<dyn GrantCalls>::kernel(device.clone(), device)
+            }
+        };
+        Ok(Self { device: Device::new("grant table", device), patience })
     }
 
     /// Maps granted pages, one after the other.
@@ -180,7 +187,7 @@ impl GrantTable {
         clear_byte: Option<u64>,
         notify_port: Option<u32>,
     ) -> Result<Py<GrantMapping>, Error> {
-        let calls: Arc<dyn GrantCalls> = self.device.get()?;
+        let calls = self.device.get()?.calls.clone();
         let (grants, notify) = (grants_of(domid, references)?, UnmapNotify { clear_byte, port: notify_port });
         let patience = self.patience;
         let request = GrantRequest { grants: &grants, writable, patience, notify, named: usize::MAX };
@@ -203,7 +210,7 @@ impl GrantTable {
         let (device, grants) = (self.device.get()?, grants_of(domid, references)?);
         xen::check_copy(&grants, offset, size as u64)?;
         new_bytes(py, size, |target| {
-            copying(py, size, || xen::copy_from_grants(&*device, &grants, offset, target))
+            copying(py, size, || xen::copy_from_grants(&*device.calls, &grants, offset, target))
         })
     }
 
@@ -220,13 +227,13 @@ impl GrantTable {
         let (device, grants) = (self.device.get()?, grants_of(domid, references)?);
         let data = BorrowedBuffer::readable(data)?;
         let source = data.source();
-        copying(py, data.len(), || xen::copy_to_grants(&*device, &grants, offset, source))?;
+        copying(py, data.len(), || xen::copy_to_grants(&*device.calls, &grants, offset, source))?;
         Ok(data.len())
     }
 
     /// The device's descriptor.
     fn fileno(&self) -> Result<i32, Error> {
-        Ok(self.device.get()?.as_fd().as_raw_fd())
+        self.device.get()?.fileno()
     }
 
     /// Closes the device; mappings stay.
@@ -266,14 +273,22 @@ impl GrantMapping {
 /// /dev/xen/gntalloc.
 #[pyclass(frozen, module = "xenvirt._native")]
 pub struct GrantAllocator {
-    device: Device<Gntalloc>,
+    device: Device<Opened<dyn ShareCalls>>,
 }
 
 #[pymethods]
 impl GrantAllocator {
     #[new]
-    fn new() -> Result<Self, Error> {
-        Ok(Self { device: Device::new("grant allocator", Gntalloc::open()?) })
+    #[pyo3(signature = (*, hypervisor = None))]
+    fn new(hypervisor: Option<&Bound<'_, PyAny>>) -> Result<Self, Error> {
+        let device = match self::hypervisor(hypervisor)? {
+            Some(domain) => Opened::<dyn ShareCalls>::simulated(Arc::new(domain.gntalloc())),
+            None => {
+                let device = Arc::new(Gntalloc::open()?);
+                Opened::<dyn ShareCalls>::kernel(device.clone(), device)
+            }
+        };
+        Ok(Self { device: Device::new("grant allocator", device) })
     }
 
     /// Makes pages and grants them to a domain.
@@ -287,7 +302,7 @@ impl GrantAllocator {
         clear_byte: Option<u64>,
         notify_port: Option<u32>,
     ) -> Result<Py<GrantShare>, Error> {
-        let calls: Arc<dyn ShareCalls> = self.device.get()?;
+        let calls = self.device.get()?.calls.clone();
         let notify = UnmapNotify { clear_byte, port: notify_port };
         let share = xen::GrantShare::new(&calls, &ShareRequest { domain: domid, pages, writable, notify })?;
         let references = share.references().to_vec();
@@ -297,7 +312,7 @@ impl GrantAllocator {
 
     /// The device's descriptor.
     fn fileno(&self) -> Result<i32, Error> {
-        Ok(self.device.get()?.as_fd().as_raw_fd())
+        self.device.get()?.fileno()
     }
 
     /// Closes the device; what is shared stays so.

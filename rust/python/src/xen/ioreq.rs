@@ -10,6 +10,7 @@ use xenvirt_core::xen::{self, PageSource, PendingRequest, RequestData, RequestKi
 
 use super::{
     model::{range_of, support_name},
+    sim::hypervisor,
     waiting::{Closable, deadline, wait},
 };
 use crate::{buffer::duplicate_fd, errors::Error};
@@ -121,8 +122,13 @@ pub struct IoreqServer(Closable<xen::IoreqServer>);
 #[pymethods]
 impl IoreqServer {
     #[new]
-    #[pyo3(signature = (domid, *, page = "any"))]
-    fn new(py: Python<'_>, domid: u16, page: &str) -> Result<Self, Error> {
+    #[pyo3(signature = (domid, *, page = "any", hypervisor = None))]
+    fn new(
+        py: Python<'_>,
+        domid: u16,
+        page: &str,
+        hypervisor: Option<&Bound<'_, PyAny>>,
+    ) -> Result<Self, Error> {
         let source = match page {
             "any" => PageSource::Any,
             "resource" => PageSource::Resource,
@@ -132,7 +138,10 @@ impl IoreqServer {
                 return Err(PyValueError::new_err(text).into());
             }
         };
-        let calls = ServerCalls::open()?;
+        let calls = match self::hypervisor(hypervisor)? {
+            Some(domain) => domain.server_calls()?,
+            None => ServerCalls::open()?,
+        };
         let server = py.detach(|| xen::IoreqServer::create(&calls, domid, source))?;
         Ok(Self(Closable::new("the IOREQ server", server)))
     }

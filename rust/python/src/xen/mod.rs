@@ -8,4 +8,5 @@ pub mod guest;
 pub mod hypercall;
 pub mod ioreq;
 pub mod model;
+pub mod sim;
 mod waiting;

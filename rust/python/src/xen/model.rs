@@ -6,9 +6,9 @@ use std::{
 };
 
 use pyo3::{exceptions::PyValueError, prelude::*, types::PyTuple};
-use xenvirt_core::xen::{self, EventFdCalls, EventFdSupport, Interrupt, IoRange, Privcmd};
+use xenvirt_core::xen::{self, DeviceModelCalls, EventFdCalls, EventFdSupport, Interrupt, IoRange, Privcmd};
 
-use super::waiting::Closable;
+use super::{sim::hypervisor, waiting::Closable};
 use crate::errors::Error;
 
 /// What a device model does to one domain.
@@ -17,7 +17,7 @@ pub struct DeviceModel(Closable<Model>);
 
 struct Model {
     model: xen::DeviceModel,
-    device: Arc<Privcmd>,
+    eventfds: Arc<dyn EventFdCalls>,
 }
 
 /// The range of `size` addresses or ports from a first one on.
@@ -51,10 +51,21 @@ pub fn support_name(support: EventFdSupport) -> &'static str {
 #[pymethods]
 impl DeviceModel {
     #[new]
-    fn new(domid: u16) -> Result<Self, Error> {
-        let device = Arc::new(Privcmd::open()?);
-        let model = xen::DeviceModel::new(device.clone(), domid);
-        Ok(Self(Closable::new("the device model", Model { model, device })))
+    #[pyo3(signature = (domid, *, hypervisor = None))]
+    fn new(domid: u16, hypervisor: Option<&Bound<'_, PyAny>>) -> Result<Self, Error> {
+        let (calls, eventfds): (Arc<dyn DeviceModelCalls>, Arc<dyn EventFdCalls>) =
+            match self::hypervisor(hypervisor)? {
+                Some(domain) => {
+                    let device = Arc::new(domain.privcmd());
+                    (device.clone(), device)
+                }
+                None => {
+                    let device = Arc::new(Privcmd::open()?);
+                    (device.clone(), device)
+                }
+            };
+        let model = xen::DeviceModel::new(calls, domid);
+        Ok(Self(Closable::new("the device model", Model { model, eventfds })))
     }
 
     /// The domain.
@@ -135,7 +146,7 @@ impl DeviceModel {
     /// What the kernel does with eventfds.
     #[getter]
     fn eventfd_support(&self) -> Result<&'static str, Error> {
-        Ok(support_name(self.0.get()?.device.support()))
+        Ok(support_name(self.0.get()?.eventfds.support()))
     }
 
     /// An eventfd for a shared peripheral interrupt.
@@ -171,8 +182,7 @@ pub struct InterruptFd(Closable<xen::InterruptFd>);
 
 impl InterruptFd {
     fn new(model: &Model, interrupt: Interrupt) -> Result<Self, Error> {
-        let device: Arc<dyn EventFdCalls> = model.device.clone();
-        let made = xen::InterruptFd::new(&device, &model.model, interrupt)?;
+        let made = xen::InterruptFd::new(&model.eventfds, &model.model, interrupt)?;
         Ok(Self(Closable::new("the eventfd", made)))
     }
 }
