@@ -197,6 +197,15 @@ class Event:
         def __new__(cls) -> Self: ...
 
     @final
+    class QueueStopped(Event):
+        """The driver stopped a queue that was handed over, and waits until the next event is asked for."""
+
+        __match_args__ = ("index",)
+        def __new__(cls, index: int) -> Self: ...
+        @property
+        def index(self) -> int: ...
+
+    @final
     class Watch(Event):
         """A watched descriptor is ready."""
 

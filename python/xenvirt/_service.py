@@ -58,6 +58,8 @@ class Service:
                 self._end_session()
             case Event.ConfigWritten(offset=offset, data=data):
                 self._guard("config_written", lambda: self.device.config_written(offset, data))
+            case Event.QueueStopped(index=index):
+                self._guard("stopping a queue", lambda: self.device._queue_stopped(index))
             case Event.Watch(number=number):
                 self._watched(number)
             case Event.Disconnected(reason=None):

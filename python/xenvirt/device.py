@@ -113,6 +113,9 @@ class _AnyDevice:
         Called once for each ``activate``, also when the session ends with an error.
         """
 
+    def _queue_stopped(self, index: int) -> None:
+        """The driver stopped a queue that was handed over; it waits for this to return."""
+
     def _served_no_more(self) -> None:
         """The transport is closed, the last session over: for a device that is made to be served once."""
 

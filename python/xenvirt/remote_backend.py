@@ -14,7 +14,7 @@ from functools import partial
 from typing import ClassVar
 
 from xenvirt import _native
-from xenvirt.device import Device, Session, config_bytes
+from xenvirt.device import Device, Session, Watch, config_bytes
 from xenvirt.errors import DisconnectedError, NegotiationError, XenvirtError
 from xenvirt.remote import RemoteDevice
 from xenvirt.remote_shape import shape_of
@@ -80,7 +80,7 @@ class RemoteBackend(Device):
         self._closed = closed
         self._session: Session | None = None
         self._queues: dict[int, _native.HandedOver] = {}
-        self._errors: list[int] = []
+        self._errors: dict[int, tuple[int, Watch]] = {}
         self._daemon = self._connect()
         shape = shape_of(self._daemon, device_id, remote.queue_sizes)
         self.device_id = shape.device_id  # type: ignore[misc] # of this one object
@@ -109,7 +109,10 @@ class RemoteBackend(Device):
         session = self._session
         handed = session._endpoint.hand_over(queue.index) if session is not None else None
         if handed is not None:
+            assert session is not None
             self._queues[queue.index] = handed
+            # Rings in grants are part of the table.
+            self._daemon.set_memory(list(self._regions(session, self._queues)))
             self._start_queue(queue.index, handed.base)
             self._daemon.enable_queue(queue.index)
             os.eventfd_write(handed.kick_fd, 1)
@@ -129,6 +132,17 @@ class RemoteBackend(Device):
             log.warning("%r: it did not stop its queues, and is hung up on: %s", self, error)
             self._daemon.close()
         self._close_errors()
+
+    def _queue_stopped(self, index: int) -> None:
+        """When this returns the daemon does not touch the ring any more."""
+        if self._queues.pop(index, None) is None:
+            return
+        self._close_error(index)
+        try:
+            self._daemon.stop_queue(index)
+        except XenvirtError as error:
+            log.warning("%r: it did not stop queue %d, and is hung up on: %s", self, index, error)
+            self._daemon.close()
 
     def close(self) -> None:
         """Hangs up, for good. What serves it does that at its end."""
@@ -175,7 +189,7 @@ class RemoteBackend(Device):
         assert session is not None
         descriptors, available, used = queue.addresses
         error = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._errors.append(error)
+        self._errors[index] = error, session.watch(error, partial(self._failed, index, error))
         self._daemon.set_queue(
             index,
             queue.size,
@@ -187,7 +201,6 @@ class RemoteBackend(Device):
             call=queue.call_fd,
             err=error,
         )
-        session.watch(error, partial(self._failed, index, error))
 
     def _spoken(self, daemon: _native.Frontend) -> None:
         """The daemon's socket is readable, while nothing was asked: it hung up."""
@@ -236,7 +249,8 @@ class RemoteBackend(Device):
         return bases
 
     def _failed(self, index: int, error: int) -> None:
-        if error in self._errors and self._session is not None:
+        known, _ = self._errors.get(index, (None, None))
+        if error == known and self._session is not None:
             os.eventfd_read(error)
             log.error("%r: the daemon calls queue %d broken", self, index)
             self._session._endpoint.fail_queue(index)
@@ -244,12 +258,20 @@ class RemoteBackend(Device):
     def _config_changed(self) -> None:
         if self._daemon.config_changes():
             size = len(config_bytes(self.config))
-            self.update_config(self._daemon.config(0, size) if size else b"")
+            try:
+                config = self._daemon.config(0, size) if size else b""
+            except DisconnectedError:
+                return  # `_spoken` hears of it as well
+            self.update_config(config)
 
     def _close_errors(self) -> None:
-        errors, self._errors = self._errors, []
-        for error in errors:
-            os.close(error)
+        for index in list(self._errors):
+            self._close_error(index)
+
+    def _close_error(self, index: int) -> None:
+        error, watch = self._errors.pop(index)
+        watch.close()
+        os.close(error)
 
 
 def hung_up(daemon: _native.Frontend) -> bool:

@@ -12,7 +12,26 @@ from xenvirt.vhost_user.protocol import ProtocolFeature
 from xenvirt.virtio.block import BlockConfig, BlockFeature
 from xenvirt.virtio.config_fields import config_length
 from xenvirt.virtio.ids import DeviceId
+from xenvirt.virtio.net import NetFeature
 from xenvirt.virtio.rings import largest_ring, queue_count
+
+BY_CONTROL_QUEUE = int(
+    NetFeature.CTRL_VQ
+    | NetFeature.CTRL_GUEST_OFFLOADS
+    | NetFeature.CTRL_RX
+    | NetFeature.CTRL_VLAN
+    | NetFeature.CTRL_RX_EXTRA
+    | NetFeature.CTRL_MAC_ADDR
+    | NetFeature.GUEST_ANNOUNCE
+    | NetFeature.MQ
+    | NetFeature.RSS
+    | NetFeature.HASH_REPORT
+    | NetFeature.NOTF_COAL
+    | NetFeature.VQ_NOTF_COAL
+    | NetFeature.DEVICE_STATS
+)
+"""What a driver of a network card may not have without its control queue (virtio 1.3, section 5.1.3.1).
+Daemons offer it and have no such queue: QEMU serves that itself."""
 
 
 class RemoteShape(NamedTuple):
@@ -25,6 +44,10 @@ class RemoteShape(NamedTuple):
     """The largest size of each ring in descriptors."""
     config: bytes
     """Its config space, as long as its features speak of; empty where it has none, or does not show it."""
+
+
+PAIR = 2
+"""Queues of a network card without a control queue."""
 
 
 class Asked(Protocol):
@@ -48,7 +71,8 @@ def shape_of(
         daemon: the connection, negotiated.
         device_id: what kind of device it is.
         queue_sizes: the largest size of each ring, if you know better: a daemon ends the connection over a
-            ring that is larger than it takes.
+            ring that is larger than it takes. A network card has a control queue only if you say that it has
+            more than two.
 
     Raises:
         NegotiationError: there is no telling how many queues it has, or it has fewer than were asked for.
@@ -59,6 +83,8 @@ def shape_of(
     if length and daemon.protocol_features & ProtocolFeature.CONFIG:
         config = daemon.config(0, length)
     has = daemon.queue_count
+    if device_id == DeviceId.NET and (queue_sizes is None or len(queue_sizes) <= PAIR):
+        features &= ~BY_CONTROL_QUEUE
     if queue_sizes is None:
         queue_sizes = (largest_ring(device_id),) * _queues(device_id, features, config, has)
     if has is not None and len(queue_sizes) > has:

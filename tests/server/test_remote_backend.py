@@ -85,6 +85,17 @@ def test_a_disk_of_two_queues_keeps_what_is_written(daemons: Server, path: str, 
     assert image.read_bytes()[4096:8192] == b"\2" * 4096
 
 
+def test_the_daemon_is_told_of_a_queue_that_its_driver_stopped(daemons: Server, path: str) -> None:
+    served = daemons.add(Echo(), VhostUserSocket(path))
+    with linked(path) as link:
+        link.start(link.offered_features, [16])
+        assert echo(link, b"hello") == b"hello"
+        assert served._endpoint.queues[0].running
+        link._service.handle(_native.Event.QueueStopped(0))
+        assert not served._endpoint.queues[0].running
+        link._service.handle(_native.Event.QueueStopped(0))  # nobody serves it any more
+
+
 def test_a_daemon_that_was_started_again_goes_on(path: str, caplog: pytest.LogCaptureFixture) -> None:
     with Server() as first:
         keeper = Keeper()

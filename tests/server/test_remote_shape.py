@@ -14,6 +14,7 @@ from xenvirt.errors import NegotiationError
 from xenvirt.remote_shape import RemoteShape, shape_of
 from xenvirt.vhost_user.protocol import Request
 from xenvirt.virtio.block import BlockConfig, BlockFeature
+from xenvirt.virtio.net import NetFeature
 
 PROTOCOL_FEATURES = 1 << 30
 
@@ -39,6 +40,16 @@ def test_a_block_device_says_itself_how_many_queues_it_uses(tmp_path: Path) -> N
         config = BlockConfig(num_queues=uses).to_bytes()
         backend = FakeBackend(tmp_path / f"socket{uses}", features=features, config=config)
         assert len(shape(backend, DeviceId.BLOCK).queue_sizes) == shown
+
+
+def test_a_network_card_has_a_control_queue_only_where_the_caller_says_so(tmp_path: Path) -> None:
+    features = PROTOCOL_FEATURES | VERSION_1 | NetFeature.MTU | NetFeature.CTRL_VQ | NetFeature.MQ
+    found = shape(FakeBackend(tmp_path / "one", features=features, config=bytes(60)), DeviceId.NET)
+    assert (found.features, found.queue_sizes) == (VERSION_1 | NetFeature.MTU, (1024, 1024))
+    # Without MQ (of vhost-user) it is not asked how many it has.
+    daemon = FakeBackend(tmp_path / "two", features=features, protocol_features=CONFIG, config=bytes(60))
+    found = shape(daemon, DeviceId.NET, (256, 256, 64))
+    assert (found.features, found.queue_sizes) == (features & ~PROTOCOL_FEATURES, (256, 256, 64))
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,11 @@ pub enum Event {
     },
     /// The driver reset the device, or is gone.
     Reset {},
+    /// The driver stopped a queue that was handed over.
+    QueueStopped {
+        /// Its number.
+        index: u16,
+    },
     /// A watched descriptor is ready.
     Watch {
         /// As `Endpoint.watch` gave it.
@@ -135,6 +140,7 @@ impl Endpoint {
             endpoint::Event::Activate => Event::Activate {},
             endpoint::Event::ConfigWritten { offset, data } => Event::ConfigWritten { offset, data },
             endpoint::Event::Reset => Event::Reset {},
+            endpoint::Event::QueueStopped(index) => Event::QueueStopped { index },
             endpoint::Event::Watch(number) => Event::Watch { number },
             endpoint::Event::Disconnected(reason) => Event::Disconnected { reason },
             endpoint::Event::Warning(text) => Event::Notice { text },

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import socket
-import subprocess
 
 import pytest
 
 from xenvirt import Server
-from xenvirt.devices import NetDevice, Tap
+from xenvirt.devices import NetDevice
 
 from .guest_place import at, place
+from .host_tap import GUEST, HOST, UP, tap_of_dom0
 from .linux_guest import TIMEOUT, LinuxGuest
 
 pytestmark = pytest.mark.dom0("aarch64")
 
-HOST, GUEST, MAC = "192.0.2.1", "192.0.2.2", "52:54:00:12:34:56"
-"""Addresses of TEST-NET-1 (RFC 5737)."""
+MAC = "52:54:00:12:34:56"
 SIZE = 1 << 20
 SCRIPT = f"""
-    ifconfig eth0 {GUEST} netmask 255.255.255.0 up
+    {UP}
     echo mac $(cat /sys/class/net/eth0/address)
     ping -c 3 -i 0.1 -s 1400 {HOST} | grep received
     nc {HOST} $PORT < /dev/null > /tmp/data
@@ -31,7 +29,7 @@ SCRIPT = f"""
     cd /sys/bus/virtio/drivers/virtio_net
     echo virtio0 > unbind
     echo virtio0 > bind
-    ifconfig eth0 {GUEST} netmask 255.255.255.0 up
+    {UP}
     ping -c 1 {HOST} | grep received
     echo kernel $(dmesg | grep -c 'still in use')
     echo "to the end"
@@ -49,8 +47,7 @@ def connected(listener: socket.socket) -> socket.socket:
 @pytest.mark.parametrize("grants", [False, True], ids=["foreign", "grants"])
 def test_tcp_and_pings_pass_both_ways(grants: bool) -> None:
     device, sent = place(grants=grants), os.urandom(SIZE)
-    with contextlib.closing(Tap()) as tap, socket.socket() as listener:
-        subprocess.run(["busybox", "ifconfig", tap.name, HOST, "netmask", "255.255.255.0", "up"], check=True)
+    with tap_of_dom0() as tap, socket.socket() as listener:
         listener.bind((HOST, 0))
         listener.listen()
         listener.settimeout(TIMEOUT)

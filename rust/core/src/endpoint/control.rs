@@ -224,6 +224,13 @@ impl Control {
         }
     }
 
+    /// Takes a queue back that the driver stopped. True if it was handed over: who serves it is to be told.
+    pub fn take_back(&self, index: u16) -> bool {
+        let Some(call) = lock(&self.calls).remove(&index) else { return false };
+        self.event_loop.unwatch(call.as_fd());
+        true
+    }
+
     /// Ends all watches: they belong to a session. So does what was handed over.
     pub fn unwatch_all(&self) {
         for call in std::mem::take(&mut *lock(&self.calls)).values() {

@@ -42,6 +42,8 @@ pub enum Event {
     },
     /// The driver reset the device, or is gone: kept chains are stale.
     Reset,
+    /// The driver stopped a queue that was handed over, and waits until who serves it does so no longer.
+    QueueStopped(u16),
     /// A watched descriptor is ready.
     Watch(u32),
     /// The connection ended; the text says why, if it was the peer's fault.

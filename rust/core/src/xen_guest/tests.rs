@@ -250,6 +250,27 @@ fn the_vcpu_waits_until_the_device_has_dealt_with_driver_ok_and_with_a_reset() {
 }
 
 #[test]
+fn a_vcpu_that_stops_a_queue_waits_until_who_serves_it_stopped() {
+    let mut guest = Guest::new(EventFdSupport::Nothing);
+    guest.start();
+    assert!(guest.control.hand_over(1).unwrap().is_some());
+    // One that nobody else serves is stopped at once.
+    guest.put(Register::QueueSel, 0);
+    guest.write(Register::QueueReady, 0);
+    guest.settled(0);
+    guest.put(Register::QueueSel, 1);
+    guest.write(Register::QueueReady, 0);
+    assert_eq!(guest.event(), Event::QueueStopped(1));
+    assert_eq!(guest.model.answer(0), None);
+    guest.settled(0);
+    assert!(!guest.control.queues[1].is_started());
+    guest.write(Register::QueueReady, 1);
+    assert_eq!(guest.event(), Event::Kick(1));
+    assert!(guest.control.hand_over(1).unwrap().is_some());
+    guest.settled(0);
+}
+
+#[test]
 fn kicks_are_answered_at_once_and_reach_the_device() {
     let mut guest = Guest::new(EventFdSupport::Nothing);
     guest.start();

@@ -109,7 +109,12 @@ impl Attached {
         match action {
             Action::Start => self.start(&control, events),
             Action::StartQueue(index) => self.start_queue(index, &control, events),
-            Action::StopQueue(index) => self.stop_queue(index, &control),
+            Action::StopQueue(index) => {
+                self.stop_queue(index, &control);
+                if control.take_back(index) {
+                    events.push_back(Event::QueueStopped(index));
+                }
+            }
             Action::Kick(index) => self.slot.kick(index),
             Action::WriteConfig { offset, data } => {
                 if control.write_config(offset, &data) {
