@@ -17,6 +17,8 @@ CONSOLE = "console.log"
 OUTPUT = "qemu.log"
 LAB_FOLDER = "lab"
 _LONGEST_SOCKET = 107
+_NO_SCRUBBING = "bootscrub=off"
+"""QEMU's memory begins as zeroes, and takes none of the host's before it is touched."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Machine:
         # rdtscp (wrong SVM intercept), xsave and pku (xcr0 is not restored across VMRUN).
         processor = "max,-smap,-rdtscp,-xsave,-pku"
         pvh = self.dom0 == "pvh"
-        xen = f"console=com1 com1=115200 {self._dom0_memory} dom0_max_vcpus=1"
+        xen = f"console=com1 com1=115200 {_NO_SCRUBBING} {self._dom0_memory} dom0_max_vcpus=1"
         # A PVH dom0's devices go through the IOMMU; QEMU's virtio does so only if told.
         options = ",iommu_platform=on,disable-legacy=on" if pvh else ""
         return [
@@ -87,7 +89,12 @@ class Machine:
         kernel, initrd = 0x4900_0000, 0x5000_0000
         return [
             *("-M", "virt,virtualization=on,gic-version=3", "-cpu", "cortex-a57", "-smp", "2"),
-            *("-kernel", str(self.system.hypervisor), "-append", f"console=dtuart {self._dom0_memory}"),
+            *(
+                "-kernel",
+                str(self.system.hypervisor),
+                "-append",
+                f"console=dtuart {_NO_SCRUBBING} {self._dom0_memory}",
+            ),
             *(
                 "-device",
                 f"guest-loader,addr={kernel:#x},kernel={self.system.kernel},bootargs={self._kernel_line}",

@@ -43,11 +43,12 @@ from xenvirt.lab.progress import on_stderr
 from .simulated_xen import SimulatedXen
 
 MACHINES = {
-    "pv": ("x86_64", "pv", "debian"),
-    "pvh": ("x86_64", "pvh", "debian"),
-    "aarch64": ("aarch64", "pvh", "own"),
+    "pv": ("x86_64", "pv", "debian", 2048),
+    "pvh": ("x86_64", "pvh", "debian", 2048),
+    "aarch64": ("aarch64", "pvh", "own", 5632),
 }
-"""The kinds of dom0: architecture, how Xen runs it, and its kernel."""
+"""The kinds of dom0: architecture, how Xen runs it, its kernel, and MiB of the machine. On Arm there is room
+for a guest that has RAM in both banks; what is not touched costs the host nothing."""
 SIMULATED = "sim-"
 """What the names of simulated kinds begin with."""
 REPORTS_VARIABLE = "XENVIRT_DOM0_REPORTS"
@@ -173,14 +174,17 @@ class Remote:
             yield pytest.TestReport(item.nodeid, item.location, {}, "failed", why, "call")
 
     def _run(self, kind: str, nodeids: list[str]) -> None:
-        architecture, how, kernel = MACHINES[kind]
+        architecture, how, kernel, memory = MACHINES[kind]
         share = self._config.rootpath
         output = io.BytesIO()
         name = f"reports-{uuid.uuid4().hex}"
         capture = self._config.pluginmanager.getplugin("capturemanager")
         shown = capture.global_and_fixture_disabled() if capture else contextlib.nullcontext()
         try:
-            with shown, Lab.boot(architecture, how, kernel=kernel, share=share, say=on_stderr) as lab:
+            with (
+                shown,
+                Lab.boot(architecture, how, kernel=kernel, share=share, memory=memory, say=on_stderr) as lab,
+            ):
                 command = ["python3", "-m", "pytest", "--rootdir=/host", "-p", "no:cacheprovider"]
                 environment = {REPORTS_VARIABLE: str(LAB / name)}
                 if "CI" in os.environ:
