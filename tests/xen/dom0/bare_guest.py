@@ -34,11 +34,19 @@ on_crash = "destroy"
 
 
 class Program:
-    """Instructions, appended one after the other."""
+    """Instructions, one after the other: as code, and as steps for who carries them out without a processor."""
+
+    MOVS, INS, OUTS = 0xA4, 0x6C, 0x6E
+    """Opcodes of string instructions on bytes."""
 
     def __init__(self) -> None:
         self.code = bytearray()
+        self.steps: list[tuple[str, tuple[int, ...]]] = []
+        """Names of methods here, and their arguments; not those of `emit`."""
         self._results = 0
+
+    def _step(self, name: str, *arguments: int) -> None:
+        self.steps.append((name, arguments))
 
     def emit(self, *code: int | bytes) -> Self:
         for one in code:
@@ -49,16 +57,19 @@ class Program:
 
     def read(self, size: int, address: int) -> Self:
         """Reads into al, ax, eax or mm0."""
+        self._step("read", size, address)
         prefix = {1: b"\xa0", 2: b"\x66\xa1", 4: b"\xa1", 8: b"\x0f\x6f\x05"}
         return self.emit(prefix[size], _word(address))
 
     def write(self, size: int, address: int) -> Self:
         """Writes al, ax, eax or mm0."""
+        self._step("write", size, address)
         prefix = {1: b"\xa2", 2: b"\x66\xa3", 4: b"\xa3", 8: b"\x0f\x7f\x05"}
         return self.emit(prefix[size], _word(address))
 
     def set(self, value: int) -> Self:
         """Loads eax."""
+        self._step("set", value)
         return self.emit(0xB8, _word(value))
 
     def keep(self, size: int) -> Self:
@@ -70,10 +81,12 @@ class Program:
     # ---- ports
 
     def read_port(self, size: int, port: int) -> Self:
+        self._step("read_port", size, port)
         self.emit(0xBA, _word(port))
         return self.emit({1: b"\xec", 2: b"\x66\xed", 4: b"\xed"}[size])
 
     def write_port(self, size: int, port: int) -> Self:
+        self._step("write_port", size, port)
         self.emit(0xBA, _word(port))
         return self.emit({1: b"\xee", 2: b"\x66\xef", 4: b"\xef"}[size])
 
@@ -83,23 +96,25 @@ class Program:
         self, opcode: int, size: int, count: int, *, source: int = 0, target: int = 0, port: int = 0
     ) -> Self:
         """A string instruction; the direction is that of the last `direction`. `opcode` is that for bytes."""
+        self._step("repeat", opcode, size, count, source, target, port)
         self.emit(0xBE, _word(source), 0xBF, _word(target), 0xB9, _word(count), 0xBA, _word(port))
         width = {1: b"\xf3", 2: b"\xf3\x66", 4: b"\xf3"}[size]
         return self.emit(width, opcode if size == 1 else opcode + 1)
 
     def copy(self, size: int, count: int, source: int, target: int) -> Self:
         """rep movs"""
-        return self.repeat(0xA4, size, count, source=source, target=target)
+        return self.repeat(self.MOVS, size, count, source=source, target=target)
 
     def port_to_memory(self, size: int, count: int, port: int, target: int) -> Self:
         """rep ins"""
-        return self.repeat(0x6C, size, count, port=port, target=target)
+        return self.repeat(self.INS, size, count, port=port, target=target)
 
     def memory_to_port(self, size: int, count: int, source: int, port: int) -> Self:
         """rep outs"""
-        return self.repeat(0x6E, size, count, source=source, port=port)
+        return self.repeat(self.OUTS, size, count, source=source, port=port)
 
     def direction(self, down: bool) -> Self:
+        self._step("direction", down)
         return self.emit(0xFD if down else 0xFC)
 
     # ---- hypercalls

@@ -1,4 +1,4 @@
-"""Device model operations on real Xen: interrupts that arrive, and what is refused in words."""
+"""Device model operations on Xen, real or simulated: interrupts that arrive, and what is refused in words."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from xenvirt.errors import ForkError, XenCallError
+from xenvirt.testing import SimulatedXen
 from xenvirt.xen import DeviceModel, IoreqServer, IoRequest
 
 from .bare_guest import BareGuest, Program
 from .linux_guest import LinuxGuest
 
-pytestmark = pytest.mark.dom0("pv", "pvh", "aarch64")
+pytestmark = pytest.mark.hypervisor("pv", "pvh", "aarch64")
 
 TIMEOUT = 60.0
 NO_DOMAIN, NO_SERVER = 0x7000, 7
@@ -28,9 +29,13 @@ SPURIOUS, REQUESTED = LAPIC + 0xF0, LAPIC + 0x200 + 0x10 * (VECTOR // 32)
 
 
 @pytest.fixture(scope="module")
-def domid(tmp_path_factory: pytest.TempPathFactory, dom0: str) -> Iterator[int]:
+def domid(
+    hypervisor: SimulatedXen | None, tmp_path_factory: pytest.TempPathFactory, dom0: str
+) -> Iterator[int]:
     """A domain that is not PV, and does not run."""
-    if dom0 == "aarch64":
+    if hypervisor is not None:
+        yield hypervisor.create_domain().domid
+    elif dom0 == "aarch64":
         with LinuxGuest("true") as linux:
             yield linux.domid
     else:
@@ -38,8 +43,8 @@ def domid(tmp_path_factory: pytest.TempPathFactory, dom0: str) -> Iterator[int]:
             yield bare.domid
 
 
-def test_vcpus_are_counted(domid: int) -> None:
-    with DeviceModel(domid) as model:
+def test_vcpus_are_counted(hypervisor: SimulatedXen | None, domid: int) -> None:
+    with DeviceModel(domid, hypervisor=hypervisor) as model:
         assert (model.domid, model.vcpus()) == (domid, 1)
 
 
@@ -52,20 +57,22 @@ def test_vcpus_are_counted(domid: int) -> None:
         (lambda model: model.set_ioreq_server_state(NO_SERVER, True), "enabling IOREQ server 7"),
     ],
 )
-def test_a_domain_that_is_not_there_is_named(call: Callable[[DeviceModel], object], what: str) -> None:
-    with DeviceModel(NO_DOMAIN) as model:
+def test_a_domain_that_is_not_there_is_named(
+    hypervisor: SimulatedXen | None, call: Callable[[DeviceModel], object], what: str
+) -> None:
+    with DeviceModel(NO_DOMAIN, hypervisor=hypervisor) as model:
         with pytest.raises(XenCallError, match=rf"{what}.* of domain 28672: .*no such domain") as caught:
             call(model)
         assert caught.value.errno == errno.ESRCH
 
 
-def test_dom0_is_no_device_model_of_itself() -> None:
-    with DeviceModel(0) as model, pytest.raises(XenCallError, match="of domain 0"):
+def test_dom0_is_no_device_model_of_itself(hypervisor: SimulatedXen | None) -> None:
+    with DeviceModel(0, hypervisor=hypervisor) as model, pytest.raises(XenCallError, match="of domain 0"):
         model.create_ioreq_server()
 
 
-def test_a_server_that_is_not_there_is_refused(domid: int) -> None:
-    with DeviceModel(domid) as model:
+def test_a_server_that_is_not_there_is_refused(hypervisor: SimulatedXen | None, domid: int) -> None:
+    with DeviceModel(domid, hypervisor=hypervisor) as model:
         with pytest.raises(XenCallError, match="ending IOREQ server 7"):
             model.destroy_ioreq_server(NO_SERVER)
         with pytest.raises(XenCallError, match="disabling IOREQ server 7"):
@@ -76,38 +83,43 @@ def test_a_server_that_is_not_there_is_refused(domid: int) -> None:
             model.unmap_memory(NO_SERVER, 0x1000, 0x100)
 
 
-def test_a_domain_has_eight_servers(domid: int) -> None:
-    with DeviceModel(domid) as model:
+def test_a_domain_has_eight_servers(hypervisor: SimulatedXen | None, domid: int) -> None:
+    with DeviceModel(domid, hypervisor=hypervisor) as model:
         servers = [model.create_ioreq_server() for _ in range(8)]
         try:
             assert len(set(servers)) == 8
             with pytest.raises(XenCallError, match="making an IOREQ server") as caught:
-                IoreqServer(domid)
+                IoreqServer(domid, hypervisor=hypervisor)
             assert caught.value.errno == errno.ENOSPC
         finally:
             for server in servers:
                 model.destroy_ioreq_server(server)
-    with IoreqServer(domid):
+    with IoreqServer(domid, hypervisor=hypervisor):
         pass
 
 
-def test_interrupts_of_the_other_architecture_are_refused(domid: int, dom0: str) -> None:
-    with DeviceModel(domid) as model:
+def test_interrupts_of_the_other_architecture_are_refused(
+    hypervisor: SimulatedXen | None, domid: int, dom0: str
+) -> None:
+    with DeviceModel(domid, hypervisor=hypervisor) as model:
         call = model.inject_msi if dom0 == "aarch64" else model.set_irq_level
         with pytest.raises(XenCallError, match="this Xen or this kernel does not have it") as caught:
             call(33, True)
         assert caught.value.errno == errno.EOPNOTSUPP
 
 
-def test_an_isa_interrupt_wants_an_hvm_domain(domid: int) -> None:
+def test_an_isa_interrupt_wants_an_hvm_domain(hypervisor: SimulatedXen | None, domid: int) -> None:
     """It is not tried on this one: for a PVH domain Xen 4.17 panics."""
-    with DeviceModel(domid) as model, pytest.raises(ValueError, match=r"Xen 4\.17 panics"):
+    with (
+        DeviceModel(domid, hypervisor=hypervisor) as model,
+        pytest.raises(ValueError, match=r"Xen 4\.17 panics"),
+    ):
         model.set_isa_irq_level(5, True, hvm=False)
 
 
-@pytest.mark.dom0("aarch64")
-def test_an_interrupt_that_is_not_there_is_refused(domid: int) -> None:
-    with DeviceModel(domid) as model:
+@pytest.mark.hypervisor("aarch64")
+def test_an_interrupt_that_is_not_there_is_refused(hypervisor: SimulatedXen | None, domid: int) -> None:
+    with DeviceModel(domid, hypervisor=hypervisor) as model:
         for irq in (31, 5000):  # one that is not shared; none
             with pytest.raises(XenCallError, match=f"raising interrupt {irq}"):
                 model.set_irq_level(irq, True)
@@ -161,9 +173,9 @@ def wait_for_writes(server: IoreqServer) -> list[IoRequest]:
     raise TimeoutError(f"no request in {TIMEOUT} s")
 
 
-@pytest.mark.dom0("pv", "pvh")
-def test_a_kernel_without_eventfds_leaves_kicks_to_us(domid: int) -> None:
-    with IoreqServer(domid) as server:
+@pytest.mark.hypervisor("pv", "pvh")
+def test_a_kernel_without_eventfds_leaves_kicks_to_us(hypervisor: SimulatedXen | None, domid: int) -> None:
+    with IoreqServer(domid, hypervisor=hypervisor) as server:
         assert server.eventfd_support == "nothing"
         kick = os.eventfd(0)
         try:
@@ -173,8 +185,8 @@ def test_a_kernel_without_eventfds_leaves_kicks_to_us(domid: int) -> None:
             os.close(kick)
 
 
-def test_a_child_does_not_have_it(domid: int) -> None:
-    with DeviceModel(domid) as model:
+def test_a_child_does_not_have_it(hypervisor: SimulatedXen | None, domid: int) -> None:
+    with DeviceModel(domid, hypervisor=hypervisor) as model:
         child = os.fork()
         if child == 0:
             try:

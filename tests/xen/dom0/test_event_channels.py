@@ -1,4 +1,4 @@
-"""Event channels on real Xen: dom0 with itself and with a domU, both ways."""
+"""Event channels on Xen, real or simulated: dom0 with itself and with a domU, both ways."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from xenvirt.errors import ForkError, XenCallError
+from xenvirt.testing import SimulatedXen
 from xenvirt.xen import EventChannels, ForeignMemory
 
 from .bare_guest import BASE, BUFFER, FRAMES, SHARED, BareGuest, Program
 from .linux_guest import LinuxGuest
 from .linux_program import LinuxProgram
 
-pytestmark = pytest.mark.dom0("pv", "pvh", "aarch64")
+pytestmark = pytest.mark.hypervisor("pv", "pvh", "aarch64")
 
 DOM0 = 0
 TIMEOUT = 60.0
@@ -35,8 +36,8 @@ def pair(first: EventChannels, second: EventChannels) -> tuple[int, int]:
     return one, other
 
 
-def test_dom0_wakes_itself_both_ways() -> None:
-    with EventChannels() as first, EventChannels() as second:
+def test_dom0_wakes_itself_both_ways(hypervisor: SimulatedXen | None) -> None:
+    with EventChannels(hypervisor=hypervisor) as first, EventChannels(hypervisor=hypervisor) as second:
         one, other = pair(first, second)
         for _ in range(3):
             first.notify(one)
@@ -48,8 +49,8 @@ def test_dom0_wakes_itself_both_ways() -> None:
         assert (first.pending(), second.pending()) == ([], [])
 
 
-def test_what_comes_while_a_port_is_masked_is_told_after_it() -> None:
-    with EventChannels() as first, EventChannels() as second:
+def test_what_comes_while_a_port_is_masked_is_told_after_it(hypervisor: SimulatedXen | None) -> None:
+    with EventChannels(hypervisor=hypervisor) as first, EventChannels(hypervisor=hypervisor) as second:
         one, other = pair(first, second)
         first.notify(one)
         first.notify(one)
@@ -65,8 +66,8 @@ def test_what_comes_while_a_port_is_masked_is_told_after_it() -> None:
         assert second.pending() == []
 
 
-def test_several_ports_are_told_together() -> None:
-    with EventChannels() as first, EventChannels() as second:
+def test_several_ports_are_told_together(hypervisor: SimulatedXen | None) -> None:
+    with EventChannels(hypervisor=hypervisor) as first, EventChannels(hypervisor=hypervisor) as second:
         pairs = [pair(first, second) for _ in range(5)]
         for one, _ in pairs:
             first.notify(one)
@@ -76,7 +77,7 @@ def test_several_ports_are_told_together() -> None:
         assert sorted(told) == sorted(other for _, other in pairs)
 
 
-def test_asyncio_waits_for_the_descriptor() -> None:
+def test_asyncio_waits_for_the_descriptor(hypervisor: SimulatedXen | None) -> None:
     async def ping_pong(first: EventChannels, second: EventChannels) -> list[int]:
         one, other = pair(first, second)
         loop = asyncio.get_running_loop()
@@ -95,12 +96,12 @@ def test_asyncio_waits_for_the_descriptor() -> None:
         loop.remove_reader(second.fileno())
         return seen
 
-    with EventChannels() as first, EventChannels() as second:
+    with EventChannels(hypervisor=hypervisor) as first, EventChannels(hypervisor=hypervisor) as second:
         assert asyncio.run(ping_pong(first, second)) == [0, 0, 0]
 
 
-def test_a_port_that_is_not_bound_here_is_refused() -> None:
-    with EventChannels() as first, EventChannels() as second:
+def test_a_port_that_is_not_bound_here_is_refused(hypervisor: SimulatedXen | None) -> None:
+    with EventChannels(hypervisor=hypervisor) as first, EventChannels(hypervisor=hypervisor) as second:
         one, _ = pair(first, second)
         for call in (second.notify, second.unbind):
             with pytest.raises(XenCallError, match=rf"port {one}: .*no such port is bound here") as caught:
@@ -111,8 +112,8 @@ def test_a_port_that_is_not_bound_here_is_refused() -> None:
             first.notify(one)
 
 
-def test_what_xen_refuses_names_what_was_asked() -> None:
-    with EventChannels() as channels:
+def test_what_xen_refuses_names_what_was_asked(hypervisor: SimulatedXen | None) -> None:
+    with EventChannels(hypervisor=hypervisor) as channels:
         with pytest.raises(XenCallError, match=r"port 1 of domain 28672: .*no such domain") as caught:
             channels.bind_interdomain(0x7000, 1)
         assert caught.value.errno == errno.ESRCH
@@ -121,31 +122,31 @@ def test_what_xen_refuses_names_what_was_asked() -> None:
         assert caught.value.errno == errno.EINVAL
 
 
-def test_a_virtual_interrupt_has_one_port() -> None:
-    with EventChannels() as channels, EventChannels() as other:
+def test_a_virtual_interrupt_has_one_port(hypervisor: SimulatedXen | None) -> None:
+    with EventChannels(hypervisor=hypervisor) as channels, EventChannels(hypervisor=hypervisor) as other:
         assert channels.bind_virq(VIRQ_TBUF) > 0
         with pytest.raises(XenCallError, match="virtual interrupt 4") as caught:
             other.bind_virq(VIRQ_TBUF)
         assert caught.value.errno == errno.EEXIST
         with pytest.raises(XenCallError, match="virtual interrupt 99"):
             channels.bind_virq(99)
-    with EventChannels() as channels:
+    with EventChannels(hypervisor=hypervisor) as channels:
         channels.bind_virq(VIRQ_TBUF)
 
 
-def test_closing_takes_the_ports_along() -> None:
-    with EventChannels() as first:
-        with EventChannels() as second:
+def test_closing_takes_the_ports_along(hypervisor: SimulatedXen | None) -> None:
+    with EventChannels(hypervisor=hypervisor) as first:
+        with EventChannels(hypervisor=hypervisor) as second:
             one, _ = pair(first, second)
         first.notify(one)  # to nobody
-        with EventChannels() as third, pytest.raises(XenCallError):
+        with EventChannels(hypervisor=hypervisor) as third, pytest.raises(XenCallError):
             third.notify(one)
         with pytest.raises(ValueError, match="closed"):
             second.pending()
 
 
-def test_a_child_does_not_have_them() -> None:
-    with EventChannels() as first, EventChannels() as second:
+def test_a_child_does_not_have_them(hypervisor: SimulatedXen | None) -> None:
+    with EventChannels(hypervisor=hypervisor) as first, EventChannels(hypervisor=hypervisor) as second:
         one, other = pair(first, second)
         first.notify(one)
         child = os.fork()
@@ -234,9 +235,9 @@ def test_a_linux_guest_and_dom0_wake_each_other() -> None:
         assert guest.domid > 0
 
 
-def test_a_restricted_file_binds_no_other_domain() -> None:
+def test_a_restricted_file_binds_no_other_domain(hypervisor: SimulatedXen | None) -> None:
     some_domain = 0x123
-    with EventChannels() as channels:
+    with EventChannels(hypervisor=hypervisor) as channels:
         channels.restrict(some_domain)
         with pytest.raises(XenCallError, match="making a port for domain 0") as caught:
             channels.bind_unbound(DOM0)

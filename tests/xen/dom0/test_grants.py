@@ -1,4 +1,4 @@
-"""Grants on real Xen: between dom0 and itself both ways, from a domU, bad ones, copies, nothing left."""
+"""Grants on Xen, real or simulated: between dom0 and itself, from a domU, bad ones, copies, nothing left."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from xenvirt.errors import ForkError, GuestAddressError, ReadOnlyMemoryError
+from xenvirt.testing import SimulatedXen
 from xenvirt.xen import (
     EventChannels,
     GrantAllocator,
@@ -22,10 +23,11 @@ from xenvirt.xen import (
     GrantTable,
 )
 
+from .conftest import Guest
 from .linux_guest import LinuxGuest, xl
 
-pytestmark = pytest.mark.dom0("pv", "pvh", "aarch64")
-with_itself = pytest.mark.dom0("pv", "aarch64")
+pytestmark = pytest.mark.hypervisor("pv", "pvh", "aarch64")
+with_itself = pytest.mark.hypervisor("pv", "aarch64")
 """What dom0 grants to dom0: on x86 a PVH dom0 must not map that."""
 
 PAGE = 4096
@@ -39,20 +41,25 @@ GNTST_GENERAL_ERROR, GNTST_BAD_GNTREF = -1, -3
 
 
 @pytest.fixture
-def grants() -> Iterator[GrantTable]:
-    with GrantTable() as table:
+def grants(hypervisor: SimulatedXen | None) -> Iterator[GrantTable]:
+    with GrantTable(hypervisor=hypervisor) as table:
         yield table
 
 
 @pytest.fixture
-def allocator() -> Iterator[GrantAllocator]:
-    with GrantAllocator() as device:
+def allocator(hypervisor: SimulatedXen | None) -> Iterator[GrantAllocator]:
+    with GrantAllocator(hypervisor=hypervisor) as device:
         yield device
 
 
 @pytest.fixture(scope="module")
-def paused() -> Iterator[int]:
+def paused(hypervisor: SimulatedXen | None) -> Iterator[int]:
     """A guest that never ran. When all is done nothing holds it: it would stay in the list, nameless."""
+    if hypervisor is not None:
+        simulated = hypervisor.create_domain()
+        yield simulated.domid
+        simulated.destroy()
+        return
     with LinuxGuest("true") as guest:
         yield guest.domid
         guest.destroy()
@@ -201,6 +208,7 @@ def test_a_byte_is_cleared_when_its_page_is_unmapped(grants: GrantTable, paused:
         other_side.write(2048, bytes(3))
 
 
+@pytest.mark.dom0("pv", "pvh", "aarch64")
 def test_a_program_that_dies_leaves_the_byte_cleared(grants: GrantTable, paused: int) -> None:
     with grants.map(paused, CONSOLE, writable=True) as other_side:
         other_side.write(2048, b"\x01")
@@ -238,9 +246,9 @@ def test_a_byte_outside_of_the_pages_cannot_be_cleared(
 
 
 def test_an_event_channel_is_notified_when_pages_are_unmapped_or_go(
-    grants: GrantTable, allocator: GrantAllocator, paused: int
+    hypervisor: SimulatedXen | None, grants: GrantTable, allocator: GrantAllocator, paused: int
 ) -> None:
-    with EventChannels() as channels:
+    with EventChannels(hypervisor=hypervisor) as channels:
         told = channels.bind_unbound(DOM0)
         tells = channels.bind_interdomain(DOM0, told)
         assert channels.pending(60.0) == [tells]  # a port that is bound is pending at once
@@ -272,8 +280,8 @@ def test_a_page_outlives_its_share_while_it_is_mapped(grants: GrantTable, alloca
         assert mapping.read(0, 4) == b"kept"
 
 
-def test_mappings_and_shares_outlive_their_devices(paused: int) -> None:
-    with GrantAllocator() as allocator, GrantTable() as grants:
+def test_mappings_and_shares_outlive_their_devices(hypervisor: SimulatedXen | None, paused: int) -> None:
+    with GrantAllocator(hypervisor=hypervisor) as allocator, GrantTable(hypervisor=hypervisor) as grants:
         share = allocator.share(paused)
         mapping = grants.map(paused, CONSOLE)
     with share, mapping:
@@ -331,18 +339,19 @@ def told_in_a_child(
     return 0 if told == len(attempts) and not mappings() else 1
 
 
-def test_a_domain_that_is_destroyed_while_mapped_takes_nobody_down(grants: GrantTable, paused: int) -> None:
-    with LinuxGuest("true") as guest:
-        domains = [guest.domid, paused, guest.domid]
-        with grants.map(domains, [CONSOLE, CONSOLE, XENSTORE]) as mapping:
-            content = mapping.read(0, 3 * PAGE)
-            guest.destroy()
-            assert mapping.read(0, 3 * PAGE) == content  # the pages live as long as they are mapped
+def test_a_domain_that_is_destroyed_while_mapped_takes_nobody_down(
+    grants: GrantTable, doomed: Guest, paused: int
+) -> None:
+    domains = [doomed.domid, paused, doomed.domid]
+    with grants.map(domains, [CONSOLE, CONSOLE, XENSTORE]) as mapping:
+        content = mapping.read(0, 3 * PAGE)
+        doomed.destroy()
+        assert mapping.read(0, 3 * PAGE) == content  # the pages live as long as they are mapped
     with pytest.raises(GrantMapError):
-        grants.map(guest.domid, CONSOLE)
+        grants.map(doomed.domid, CONSOLE)
 
 
-@pytest.mark.dom0("pvh")
+@pytest.mark.hypervisor("pvh")
 def test_a_pvh_dom0_does_not_map_its_own_grants(grants: GrantTable, allocator: GrantAllocator) -> None:
     """Xen would take the page away from where dom0's kernel has it. Copies are another matter."""
     with allocator.share(DOM0) as share:
@@ -393,7 +402,7 @@ def test_a_number_that_is_no_reference_is_refused(grants: GrantTable, reference:
 
 def mappings() -> int:
     maps = Path("/proc/self/maps").read_text()
-    return maps.count("/dev/xen/gntdev") + maps.count("/dev/xen/gntalloc")
+    return sum(maps.count(name) for name in ("/dev/xen/gntdev", "/dev/xen/gntalloc", "xenvirt-simulated"))
 
 
 def descriptors() -> int:

@@ -1,4 +1,4 @@
-"""An IOREQ server on real Xen: a bare guest reads and writes where no memory is, in every size and way."""
+"""An IOREQ server on Xen, real or simulated: a bare guest accesses what is no memory, in every size and way."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from xenvirt.errors import ForkError, XenCallError
+from xenvirt.testing import SimulatedXen
 from xenvirt.xen import ForeignMapping, ForeignMemory, IoreqServer, IoRequest
 
-from .bare_guest import BASE, BUFFER, FRAMES, RESULTS, BareGuest, Program
+from .bare_guest import BASE, BUFFER, FRAMES, RESULTS, Program
+from .simulated_bare_guest import bare_guest
 
-pytestmark = pytest.mark.dom0("pv", "pvh")
+pytestmark = pytest.mark.hypervisor("pv", "pvh")
 
 MMIO, MMIO_SIZE = 0xD000_0000, 0x1000
 PORTS, PORTS_SIZE = 0x5600, 0x40
@@ -75,14 +77,16 @@ def is_done(request: IoRequest) -> bool:
     return request.kind == "port" and request.address == DONE
 
 
-def session(program: Program, folder: Path, name: str) -> tuple[Registers, bytes, bytes]:
+def session(
+    hypervisor: SimulatedXen | None, program: Program, folder: Path, name: str
+) -> tuple[Registers, bytes, bytes]:
     """Runs a program until it writes to DONE; gives what it did, its results and its buffer."""
     program.write_port(1, DONE).stop()
     with (
-        BareGuest(folder, name, program) as guest,
-        ForeignMemory() as foreign,
+        bare_guest(hypervisor, folder, name, program) as guest,
+        ForeignMemory(hypervisor=hypervisor) as foreign,
         foreign.map(guest.domid, FRAMES, writable=True) as memory,
-        IoreqServer(guest.domid) as server,
+        IoreqServer(guest.domid, hypervisor=hypervisor) as server,
     ):
         server.map_memory(MMIO, MMIO_SIZE)
         server.map_ports(PORTS, PORTS_SIZE)
@@ -92,7 +96,7 @@ def session(program: Program, folder: Path, name: str) -> tuple[Registers, bytes
         return registers, memory.read(RESULTS - BASE, 0x1000), memory.read(BUFFER - BASE, 0x1000)
 
 
-def test_memory_is_read_and_written_in_every_size(tmp_path: Path) -> None:
+def test_memory_is_read_and_written_in_every_size(hypervisor: SimulatedXen | None, tmp_path: Path) -> None:
     program = Program()
     for size in (1, 2, 4, 8):
         program.read(size, MMIO + 0x10 * size).keep(size)
@@ -100,7 +104,7 @@ def test_memory_is_read_and_written_in_every_size(tmp_path: Path) -> None:
         if size < 8:
             program.set(0x8765_4321)
         program.write(size, MMIO + 0x100 * size)
-    registers, results, _ = session(program, tmp_path, "sizes")
+    registers, results, _ = session(hypervisor, program, tmp_path, "sizes")
     for index, size in enumerate((1, 2, 4, 8)):
         address = MMIO + 0x10 * size
         assert results[8 * index : 8 * index + size] == bytes_at(range(address, address + size))
@@ -117,12 +121,12 @@ def test_memory_is_read_and_written_in_every_size(tmp_path: Path) -> None:
     ]
 
 
-def test_ports_are_read_and_written_in_every_size(tmp_path: Path) -> None:
+def test_ports_are_read_and_written_in_every_size(hypervisor: SimulatedXen | None, tmp_path: Path) -> None:
     program = Program()
     for size in (1, 2, 4):
         program.read_port(size, PORTS + 4 * size).keep(size)
         program.set(0x1234_5678).write_port(size, PORTS + 4 * size)
-    registers, results, _ = session(program, tmp_path, "ports")
+    registers, results, _ = session(hypervisor, program, tmp_path, "ports")
     for index, size in enumerate((1, 2, 4)):
         port = PORTS + 4 * size
         assert results[8 * index : 8 * index + size] == bytes_at(range(port, port + size))
@@ -135,14 +139,16 @@ def test_ports_are_read_and_written_in_every_size(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("down", [False, True], ids=["up", "down"])
 @pytest.mark.parametrize("size", [1, 2, 4])
-def test_a_string_instruction_is_one_request_with_a_count(tmp_path: Path, down: bool, size: int) -> None:
+def test_a_string_instruction_is_one_request_with_a_count(
+    hypervisor: SimulatedXen | None, tmp_path: Path, down: bool, size: int
+) -> None:
     """rep movs both ways, with the direction flag set and not: values are in guest memory."""
     count = 8
     end = (count - 1) * size if down else 0  # where the first access is
     program = Program().direction(down)
     program.copy(size, count, MMIO + 0x200 + end, BUFFER + 0x100 + end)
     program.copy(size, count, BUFFER + 0x100 + end, MMIO + 0x600 + end)
-    registers, _, buffer = session(program, tmp_path, "string")
+    registers, _, buffer = session(hypervisor, program, tmp_path, "string")
     assert buffer[0x100 : 0x100 + count * size] == bytes_at(range(MMIO + 0x200, MMIO + 0x200 + count * size))
     order = reversed(range(count)) if down else range(count)
     assert registers.written == [
@@ -162,10 +168,10 @@ def test_a_string_instruction_is_one_request_with_a_count(tmp_path: Path, down: 
     assert strings[0].data_address == BUFFER + 0x100 + end
 
 
-def test_a_string_instruction_on_a_port_stays_there(tmp_path: Path) -> None:
+def test_a_string_instruction_on_a_port_stays_there(hypervisor: SimulatedXen | None, tmp_path: Path) -> None:
     program = Program().direction(False)
     program.port_to_memory(2, 4, PORTS + 8, BUFFER).memory_to_port(1, 6, BUFFER, PORTS + 1)
-    registers, _, buffer = session(program, tmp_path, "port-string")
+    registers, _, buffer = session(hypervisor, program, tmp_path, "port-string")
     assert buffer[:8] == bytes_at([PORTS + 8, PORTS + 9] * 4)
     assert registers.written == [("port", PORTS + 1, 1, byte) for byte in buffer[:6]]
     strings = [one for one in registers.requests if one.data_address is not None]
@@ -175,19 +181,21 @@ def test_a_string_instruction_on_a_port_stays_there(tmp_path: Path) -> None:
     ]
 
 
-def test_who_is_not_answered_is_answered_as_an_empty_bus_would(tmp_path: Path) -> None:
+def test_who_is_not_answered_is_answered_as_an_empty_bus_would(
+    hypervisor: SimulatedXen | None, tmp_path: Path
+) -> None:
     """A request that is dropped, one of a server that is closed, and an address that nobody serves."""
     program = Program()
     program.read(4, MMIO).keep(4).read(2, MMIO + 4).keep(2).read(4, MMIO + 8).keep(4)
     program.write_port(1, DONE).stop()
     with (
-        BareGuest(tmp_path, "unanswered", program, processors=2) as guest,
-        ForeignMemory() as foreign,
+        bare_guest(hypervisor, tmp_path, "unanswered", program, processors=2) as guest,
+        ForeignMemory(hypervisor=hypervisor) as foreign,
         foreign.map(guest.domid, FRAMES) as memory,
-        IoreqServer(guest.domid) as last,
+        IoreqServer(guest.domid, hypervisor=hypervisor) as last,
     ):
         last.map_ports(PORTS, PORTS_SIZE)
-        with IoreqServer(guest.domid) as server:
+        with IoreqServer(guest.domid, hypervisor=hypervisor) as server:
             assert (server.vcpus, server.domid) == (2, guest.domid)
             assert server.number != last.number
             server.map_memory(MMIO, MMIO_SIZE)
@@ -206,23 +214,27 @@ def test_who_is_not_answered_is_answered_as_an_empty_bus_would(tmp_path: Path) -
     assert (results[:4], results[8:10], results[16:20]) == (b"\xff" * 4, b"\xff" * 2, b"\xff" * 4)
 
 
-def test_the_page_is_a_resource_and_no_frame_of_a_pvh_guest(tmp_path: Path) -> None:
+def test_the_page_is_a_resource_and_no_frame_of_a_pvh_guest(
+    hypervisor: SimulatedXen | None, tmp_path: Path
+) -> None:
     """xl leaves room for the page in the memory of an HVM guest, and none in that of a PVH guest."""
-    with BareGuest(tmp_path, "resource", Program().stop()) as guest:
+    with bare_guest(hypervisor, tmp_path, "resource", Program().stop()) as guest:
         before = open_files()
         with pytest.raises(XenCallError, match="asking for the frame of IOREQ server") as caught:
-            IoreqServer(guest.domid, page="frame")
+            IoreqServer(guest.domid, page="frame", hypervisor=hypervisor)
         assert caught.value.errno == errno.ENOMEM
-        with IoreqServer(guest.domid, page="resource") as server:
+        with IoreqServer(guest.domid, page="resource", hypervisor=hypervisor) as server:
             assert server.vcpus == 1
         assert open_files() == before
 
 
-def test_a_server_gives_up_its_ranges_and_leaves_nothing(tmp_path: Path) -> None:
-    with BareGuest(tmp_path, "ranges", Program().stop()) as guest:
+def test_a_server_gives_up_its_ranges_and_leaves_nothing(
+    hypervisor: SimulatedXen | None, tmp_path: Path
+) -> None:
+    with bare_guest(hypervisor, tmp_path, "ranges", Program().stop()) as guest:
         before = open_files()
         for _ in range(20):  # a domain has eight at a time
-            with IoreqServer(guest.domid) as server:
+            with IoreqServer(guest.domid, hypervisor=hypervisor) as server:
                 server.map_memory(MMIO, MMIO_SIZE)
                 with pytest.raises(XenCallError, match="giving memory 0xd0000800"):
                     server.map_memory(MMIO + 0x800, 16)
@@ -238,8 +250,13 @@ def test_a_server_gives_up_its_ranges_and_leaves_nothing(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("first", "size"), [(0, 0), (2**64 - 1, 2), (2**16, 1)])
-def test_ranges_that_cannot_be_are_refused(tmp_path: Path, first: int, size: int) -> None:
-    with BareGuest(tmp_path, "no-range", Program().stop()) as guest, IoreqServer(guest.domid) as server:
+def test_ranges_that_cannot_be_are_refused(
+    hypervisor: SimulatedXen | None, tmp_path: Path, first: int, size: int
+) -> None:
+    with (
+        bare_guest(hypervisor, tmp_path, "no-range", Program().stop()) as guest,
+        IoreqServer(guest.domid, hypervisor=hypervisor) as server,
+    ):
         with pytest.raises(ValueError, match="at least one is wanted"):
             server.map_ports(first, size)
         if first != 2**16:
@@ -247,8 +264,11 @@ def test_ranges_that_cannot_be_are_refused(tmp_path: Path, first: int, size: int
                 server.map_memory(first, size)
 
 
-def test_a_child_does_not_have_the_server(tmp_path: Path) -> None:
-    with BareGuest(tmp_path, "forked", Program().stop()) as guest, IoreqServer(guest.domid) as server:
+def test_a_child_does_not_have_the_server(hypervisor: SimulatedXen | None, tmp_path: Path) -> None:
+    with (
+        bare_guest(hypervisor, tmp_path, "forked", Program().stop()) as guest,
+        IoreqServer(guest.domid, hypervisor=hypervisor) as server,
+    ):
         child = os.fork()
         if child == 0:
             try:
