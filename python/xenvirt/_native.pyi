@@ -1697,6 +1697,8 @@ class GuestBus:
         domid: the guest.
         ranges: where it may have RAM, by guest physical address; nothing is mapped before it is touched.
         limit: how many bytes of it may stay mapped; None for as many as are touched.
+        hypervisor: who is asked, as in :class:`ForeignMemory`. A simulated one tells by itself when the guest
+            is gone.
 
     Raises:
         OSError: Xen's devices cannot be opened.
@@ -1704,7 +1706,14 @@ class GuestBus:
         ForeignMapError: the page of the IOREQ server cannot be mapped.
     """
 
-    def __new__(cls, domid: int, ranges: Iterable[range], *, limit: int | None = None) -> Self: ...
+    def __new__(
+        cls,
+        domid: int,
+        ranges: Iterable[range],
+        *,
+        limit: int | None = None,
+        hypervisor: SimulatedXen | SimulatedDomain | None = None,
+    ) -> Self: ...
     @property
     def vcpus(self) -> int:
         """How many vCPUs are answered."""

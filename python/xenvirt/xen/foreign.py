@@ -53,13 +53,21 @@ class ForeignMemory(_native.ForeignMemory):
             ValueError: no ranges, or one with a step.
         """
         if ranges is None:
-            ranges = self._ram(domid)
+            ranges = self.guest_ram(domid)
         attached = super().attach(domid, ranges, writable=writable, limit=limit)
         if self._simulated_ram(0) is None:
             _warn_of_cost()
         return attached
 
-    def _ram(self, domid: int) -> tuple[range, ...]:
+    def guest_ram(self, domid: int) -> tuple[range, ...]:
+        """Where a guest has its RAM: guest physical addresses, in bytes; there may be holes in them.
+
+        The xenstore is asked (see :func:`xenvirt.xen.ram.guest_ram`), or the simulated hypervisor.
+
+        Raises:
+            ForeignMapError: there is no such domain, or it is a PV domain.
+            XenStoreError: the xenstore cannot be reached.
+        """
         try:
             simulated = self._simulated_ram(domid)
         except XenCallError as error:

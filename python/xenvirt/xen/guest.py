@@ -6,11 +6,12 @@ import logging
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from xenvirt._native import Endpoint, GuestBus
+from xenvirt._native import Endpoint, GuestBus, SimulatedDomain, SimulatedXen
 from xenvirt.device import Device
 from xenvirt.errors import NegotiationError, VirtioNodeError, XenStoreError
 from xenvirt.remote import RemoteDevice
 from xenvirt.remote_backend import RemoteBackend
+from xenvirt.xen.foreign import ForeignMemory
 from xenvirt.xen.guest_end import GuestEnd
 from xenvirt.xen.ram import guest_ram
 from xenvirt.xen.remote import DaemonMemory, need_xen_mmap
@@ -51,10 +52,12 @@ class XenGuest:
         ram: where the guest may have RAM, by guest physical address; by default as the
             xenstore says.
         limit: how many bytes of it may stay mapped by foreign mappings; None for as many as are touched.
+        hypervisor: who is asked: None for the kernel; in tests a :class:`xenvirt.testing.SimulatedXen` (or one of
+            its domains, where the device is served from). It has no xenstore: say ``base``.
 
     Raises:
-        ValueError: no guest has this ``domid``, ``memory`` is none of the three, or ``irq`` comes without
-            ``base``.
+        ValueError: no guest has this ``domid``, ``memory`` is none of the three, or ``irq`` or ``hypervisor``
+            comes without ``base``.
     """
 
     connect = False
@@ -70,6 +73,7 @@ class XenGuest:
         memory: Memory = "any",
         ram: Sequence[range] | None = None,
         limit: int | None = None,
+        hypervisor: SimulatedXen | SimulatedDomain | None = None,
     ) -> None:
         if not 0 <= domid < DOMID_FIRST_RESERVED:
             raise ValueError(f"domid {domid} is no guest's: those are 0 to {DOMID_FIRST_RESERVED - 1}")
@@ -77,6 +81,8 @@ class XenGuest:
             raise ValueError(f"memory={memory!r} is none of {', '.join(map(repr, get_args(Memory)))}")
         if base is None and irq is not None:
             raise ValueError(f"irq={irq} without base: both are given, or both come from the toolstack")
+        if base is None and hypervisor is not None:
+            raise ValueError("no base: a simulated Xen has no xenstore that would tell it")
         self.domid = domid
         self.device = device
         self.base = base
@@ -84,6 +90,7 @@ class XenGuest:
         self.memory = memory
         self.ram = ram
         self.limit = limit
+        self.hypervisor = hypervisor
         self.node: VirtioNode | None = None
         self._end: GuestEnd | None = None
 
@@ -102,10 +109,13 @@ class XenGuest:
             ValueError: the address is impossible, or another device of this process is there.
         """
         base, irq = self._place(device_id)
-        bus = GuestBus(self.domid, self._ram(), limit=self.limit)
+        bus = GuestBus(self.domid, self._ram(), limit=self.limit, hypervisor=self.hypervisor)
         try:
             endpoint.attach_guest(bus, device_id, base, irq=irq, memory=self.memory)
-            self._end = GuestEnd(self.domid, bus)
+            if self.hypervisor is None:
+                self._end = GuestEnd(self.domid, bus)
+            else:
+                bus.close()  # the endpoint keeps it, and the machine tells of the guest's end
         except BaseException:
             bus.close()
             raise
@@ -118,11 +128,13 @@ class XenGuest:
         Its kind is what ``device`` says, or else what the toolstack announced.
 
         Raises:
-            NegotiationError: the daemon cannot map a guest's memory (it has not XEN_MMAP), or nobody says
-                what kind of device it is.
+            NegotiationError: the daemon cannot map a guest's memory (it has not XEN_MMAP, or the guest is a
+                simulated one), or nobody says what kind of device it is.
             ForeignMapError: the xenstore does not say where the guest has its RAM; or a PV guest.
             DisconnectedError: nobody listens at its socket.
         """
+        if self.hypervisor is not None:
+            raise NegotiationError(f"{device!r}: a daemon cannot map the memory of a simulated guest")
         kind = device.device_id
         if kind is None:
             kind = self._announced_kind()
@@ -135,7 +147,12 @@ class XenGuest:
         return RemoteBackend(device, kind, memory.regions, need_xen_mmap, memory.close)
 
     def _ram(self) -> Sequence[range]:
-        return self.ram or guest_ram(self.domid).ranges()
+        if self.ram:
+            return self.ram
+        if self.hypervisor is None:
+            return guest_ram(self.domid).ranges()
+        with ForeignMemory(hypervisor=self.hypervisor) as foreign:
+            return foreign.guest_ram(self.domid)
 
     def _announced_kind(self) -> int | None:
         if self.base is not None:

@@ -216,7 +216,7 @@ impl Endpoint {
         irq: Option<u32>,
         memory: &str,
     ) -> Result<(), Error> {
-        let (bus, place) = (bus.get()?, place(device_id, base, irq, memory)?);
+        let (bus, place) = (bus.get()?, place(bus, device_id, base, irq, memory)?);
         self.with(py, |endpoint| {
             endpoint.drive(|transport, control, _| {
                 let guest = XenGuest::attach(&bus, &place, control)?;

@@ -34,7 +34,7 @@ on_crash = "destroy"
 
 
 class Program:
-    """Instructions, one after the other: as code, and as steps for who carries them out without a processor."""
+    """Instructions, one after the other: as code, and as steps for who has no processor to run it."""
 
     MOVS, INS, OUTS = 0xA4, 0x6C, 0x6E
     """Opcodes of string instructions on bytes."""

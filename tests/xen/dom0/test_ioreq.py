@@ -1,4 +1,4 @@
-"""An IOREQ server on Xen, real or simulated: a bare guest accesses what is no memory, in every size and way."""
+"""An IOREQ server on Xen, real or simulated: a bare guest accesses what is no memory, in all ways it can."""
 
 from __future__ import annotations
 

@@ -22,12 +22,13 @@ use crate::{
     mmio::REGION_LEN,
     xen::{
         CallError, Gntdev, GrantCalls, IoRange, IoreqServer, PageSource, PendingRequest, RequestKind,
-        ServerCalls,
+        ServerCalls, sim,
     },
 };
 
 const REQUESTS: u64 = 0;
 const STOP: u64 = 1;
+const GONE: u64 = 2;
 
 /// How a device reaches the memory of its guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,13 +49,24 @@ pub struct GuestCalls {
     pub server: ServerCalls,
     /// Of the grants; None where there are none.
     pub grants: Option<Arc<dyn GrantCalls>>,
+    /// Readable once the guest is gone; None where [`GuestBus::guest_is_gone`] tells.
+    pub gone: Option<Arc<EventFd>>,
 }
 
 impl GuestCalls {
     fn open() -> Result<Self, GuestError> {
         let server = ServerCalls::open()?;
         let grants = Gntdev::open().ok().map(|device| Arc::new(device) as Arc<dyn GrantCalls>);
-        Ok(Self { server, grants })
+        Ok(Self { server, grants, gone: None })
+    }
+
+    /// Those of a simulated domain, for a guest on the same machine.
+    fn simulated(domain: &sim::Domain, guest: u16) -> Result<Self, GuestError> {
+        let system = |what| move |errno| GuestError::System { what, errno };
+        let server = domain.server_calls().map_err(system("making simulated devices"))?;
+        let guest = domain.hypervisor().domain(guest);
+        let gone = guest.map(|guest| guest.gone()).transpose()?;
+        Ok(Self { server, grants: Some(Arc::new(domain.gntdev())), gone })
     }
 }
 
@@ -69,8 +81,11 @@ pub struct BusOptions {
     pub patience: Duration,
 }
 
-/// The buses of this process, by domain.
-static BUSES: Mutex<Option<HashMap<u16, Weak<GuestBus>>>> = Mutex::new(None);
+/// Buses by machine (0 is this one, others are simulated) and domain.
+type Buses = HashMap<(usize, u16), Weak<GuestBus>>;
+
+/// Those of this process.
+static BUSES: Mutex<Option<Buses>> = Mutex::new(None);
 
 /// An IOREQ server of a guest, with the devices that it answers for. It ends with the last of them.
 #[derive(Debug)]
@@ -89,22 +104,33 @@ struct Shared {
     slots: RwLock<Vec<Arc<Slot>>>,
     stop: EventFd,
     gone: AtomicBool,
+    /// What tells of the guest's end is watched as long as this lives.
+    _end: Option<Arc<EventFd>>,
 }
 
 impl GuestBus {
-    /// The bus of a guest in this process; makes it, if there is none.
+    /// The bus of a guest in this process; makes it, if there is none. By the kernel's calls, or those of a simulated domain.
     ///
     /// # Errors
     /// See [`GuestError`].
-    pub fn of(domain: u16, options: &BusOptions) -> Result<Arc<Self>, GuestError> {
+    pub fn of(
+        domain: u16,
+        options: &BusOptions,
+        simulated: Option<&sim::Domain>,
+    ) -> Result<Arc<Self>, GuestError> {
+        let key = (simulated.map_or(0, |own| own.hypervisor().id()), domain);
         let mut buses = BUSES.lock().unwrap_or_else(PoisonError::into_inner);
         let buses = buses.get_or_insert_default();
-        let known = buses.get(&domain).and_then(Weak::upgrade);
+        let known = buses.get(&key).and_then(Weak::upgrade);
         if let Some(bus) = known.filter(|bus| bus.owner.is_this_process() && !bus.is_gone()) {
             return Ok(bus);
         }
-        let bus = Self::new(&GuestCalls::open()?, domain, options)?;
-        buses.insert(domain, Arc::downgrade(&bus));
+        let calls = match simulated {
+            Some(own) => GuestCalls::simulated(own, domain)?,
+            None => GuestCalls::open()?,
+        };
+        let bus = Self::new(&calls, domain, options)?;
+        buses.insert(key, Arc::downgrade(&bus));
         Ok(bus)
     }
 
@@ -123,10 +149,14 @@ impl GuestBus {
         let server = IoreqServer::create(&calls.server, domain, PageSource::Any)?;
         event_loop.watch(server.as_fd(), REQUESTS).map_err(system("watching event channels"))?;
         event_loop.watch(stop.as_fd(), STOP).map_err(system("watching an eventfd"))?;
+        if let Some(gone) = &calls.gone {
+            event_loop.watch(gone.as_fd(), GONE).map_err(system("watching an eventfd"))?;
+        }
+        let end = calls.gone.clone();
         let (slots, gone) = (RwLock::default(), AtomicBool::new(false));
         let foreign = memory.regions().to_vec();
         let grants = calls.grants.as_ref().map(|calls| GrantCache::new(Arc::clone(calls), domain, *patience));
-        let shared = Arc::new(Shared { server, windows, foreign, grants, slots, stop, gone });
+        let shared = Arc::new(Shared { server, windows, foreign, grants, slots, stop, gone, _end: end });
         let serving = Arc::clone(&shared);
         let name = format!("xen-guest-{domain}");
         let thread = std::thread::Builder::new().name(name).spawn(move || serving.serve(&event_loop));
@@ -225,6 +255,7 @@ impl Shared {
         loop {
             let served = match event_loop.wait(None, &mut ready) {
                 Ok(_) if ready.contains(&STOP) => return,
+                Ok(_) if ready.contains(&GONE) => return self.end(None),
                 Ok(_) => self.server.take(&mut requests).map_err(|error| error.to_string()),
                 Err(errno) => Err(format!("waiting for event channels: {errno}")),
             };

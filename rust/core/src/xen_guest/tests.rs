@@ -98,7 +98,7 @@ impl Guest {
         let model = FakeModel::new(2);
         model.set_support(support);
         let foreign = Arc::new(Both(Arc::clone(&model), FakeDomain::new(64)));
-        let calls = GuestCalls { server: ServerCalls { foreign, ..model.calls() }, grants: None };
+        let calls = GuestCalls { server: ServerCalls { foreign, ..model.calls() }, grants: None, gone: None };
         let options = BusOptions {
             ranges: vec![0..0x2_0000, 0x2_0000..0x4_0000],
             limit: u64::MAX,

@@ -7,21 +7,25 @@ use std::{
 
 use pyo3::{exceptions::PyValueError, prelude::*};
 use xenvirt_core::{
-    xen::Interrupt,
+    xen::{Interrupt, sim::Kind},
     xen_guest::{self, BusOptions, Place, Reach},
 };
 
-use super::attached::address_ranges;
+use super::{attached::address_ranges, sim::hypervisor};
 use crate::errors::Error;
 
 /// The IOREQ server of a guest, and its memory.
 #[pyclass(frozen, module = "xenvirt._native")]
-pub struct GuestBus(Mutex<Option<Arc<xen_guest::GuestBus>>>);
+pub struct GuestBus {
+    bus: Mutex<Option<Arc<xen_guest::GuestBus>>>,
+    /// Is the guest an Arm one?
+    arm: bool,
+}
 
 impl GuestBus {
     /// The core's.
     pub fn get(&self) -> Result<Arc<xen_guest::GuestBus>, Error> {
-        let bus = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let bus = self.bus.lock().unwrap_or_else(PoisonError::into_inner).clone();
         bus.ok_or_else(|| PyValueError::new_err("the guest's bus is closed").into())
     }
 }
@@ -29,12 +33,20 @@ impl GuestBus {
 #[pymethods]
 impl GuestBus {
     #[new]
-    #[pyo3(signature = (domid, ranges, *, limit = None))]
-    fn new(py: Python<'_>, domid: u16, ranges: &Bound<'_, PyAny>, limit: Option<u64>) -> Result<Self, Error> {
+    #[pyo3(signature = (domid, ranges, *, limit = None, hypervisor = None))]
+    fn new(
+        py: Python<'_>,
+        domid: u16,
+        ranges: &Bound<'_, PyAny>,
+        limit: Option<u64>,
+        hypervisor: Option<&Bound<'_, PyAny>>,
+    ) -> Result<Self, Error> {
+        let simulated = self::hypervisor(hypervisor)?;
         let limit = limit.unwrap_or(u64::MAX);
         let options = BusOptions { ranges: address_ranges(ranges)?, limit, patience: Duration::from_secs(5) };
-        let bus = py.detach(|| xen_guest::GuestBus::of(domid, &options))?;
-        Ok(Self(Mutex::new(Some(bus))))
+        let bus = py.detach(|| xen_guest::GuestBus::of(domid, &options, simulated.as_ref()))?;
+        let arm = simulated.map_or(cfg!(target_arch = "aarch64"), |own| own.hypervisor().kind() == Kind::Arm);
+        Ok(Self { bus: Mutex::new(Some(bus)), arm })
     }
 
     /// How many vCPUs the guest has.
@@ -52,13 +64,19 @@ impl GuestBus {
 
     /// Lets go of it.
     fn close(&self, py: Python<'_>) {
-        let bus = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let bus = self.bus.lock().unwrap_or_else(PoisonError::into_inner).take();
         py.detach(|| drop(bus));
     }
 }
 
 /// Where a device is, as Python says it.
-pub fn place(device_id: u32, base: u64, irq: Option<u32>, reach: &str) -> Result<Place, Error> {
+pub fn place(
+    bus: &GuestBus,
+    device_id: u32,
+    base: u64,
+    irq: Option<u32>,
+    reach: &str,
+) -> Result<Place, Error> {
     let reach = match reach {
         "any" => Reach::Any,
         "foreign" => Reach::Foreign,
@@ -68,7 +86,7 @@ pub fn place(device_id: u32, base: u64, irq: Option<u32>, reach: &str) -> Result
             return Err(PyValueError::new_err(text).into());
         }
     };
-    if irq.is_some() && !cfg!(target_arch = "aarch64") {
+    if irq.is_some() && !bus.arm {
         let text = "an interrupt by its number can be raised in an Arm guest only; on x86 serve without one";
         return Err(PyValueError::new_err(text).into());
     }

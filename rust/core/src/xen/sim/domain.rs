@@ -17,7 +17,10 @@ use super::{
     privcmd::SimulatedPrivcmd,
     server,
 };
-use crate::xen::{CallError, Interrupt, ServerCalls, abi::FRAME};
+use crate::{
+    event_loop::EventFd,
+    xen::{CallError, Interrupt, ServerCalls, abi::FRAME},
+};
 
 /// What xl grants to dom0 of a guest: its console's page and its xenstore page (GNTTAB_RESERVED_*).
 const CONSOLE_AND_XENSTORE: Range<u32> = 0..2;
@@ -141,6 +144,20 @@ impl Domain {
         self.machine.state().domains.contains_key(&self.number)
     }
 
+    /// Readable once it is destroyed.
+    ///
+    /// # Errors
+    /// ESRCH if it is; or no descriptor is left.
+    pub fn gone(&self) -> Result<Arc<EventFd>, CallError> {
+        let end = EventFd::new().map(Arc::new).map_err(self.refused("watching for the end"))?;
+        let mut state = self.machine.state();
+        let domain = state.get(self.number).map_err(self.refused("watching for the end"))?;
+        // Those that nobody watches any more are let go of.
+        domain.ends.retain(|other| Arc::strong_count(other) > 1);
+        domain.ends.push(Arc::clone(&end));
+        Ok(end)
+    }
+
     /// Where it had RAM when it was made: guest physical addresses.
     ///
     /// # Errors
@@ -173,6 +190,7 @@ impl Domain {
         let gone = state.domains.remove(&self.number);
         let gone = gone.ok_or(Errno::SRCH).map_err(self.refused("the end"))?;
         state.close_ports_of_domain(self.number, &gone.ports);
+        gone.ends.iter().for_each(|end| end.signal());
         gone.vcpus.into_iter().for_each(server::Vcpu::stop);
         Ok(())
     }

@@ -18,7 +18,7 @@ use super::{
     server::{Server, Vcpu},
     vma::Vmas,
 };
-use crate::xen::abi::FRAME;
+use crate::{event_loop::EventFd, xen::abi::FRAME};
 
 /// The domain that has the hypervisor's rights.
 pub(super) const DOM0: u16 = 0;
@@ -94,9 +94,9 @@ impl Hypervisor {
         self.machine.state().domains.keys().copied().collect()
     }
 
-    /// Are they the same machine?
-    pub fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.machine, &other.machine)
+    /// A number that no other machine has while this one lives; not 0.
+    pub fn id(&self) -> usize {
+        Arc::as_ptr(&self.machine).addr()
     }
 
     pub(super) fn machine(&self) -> &Arc<Machine> {
@@ -142,6 +142,8 @@ pub(super) struct DomainState {
     pub(super) ports: BTreeMap<u32, Port>,
     pub(super) vcpus: Vec<Vcpu>,
     pub(super) servers: BTreeMap<u16, Server>,
+    /// Signalled when it is destroyed.
+    pub(super) ends: Vec<Arc<EventFd>>,
     /// What its device models signalled.
     pub(super) signals: Vec<Signal>,
 }
@@ -154,6 +156,7 @@ impl State {
             ports: BTreeMap::new(),
             vcpus: std::iter::repeat_with(Vcpu::default).take(vcpus).collect(),
             servers: BTreeMap::new(),
+            ends: Vec::new(),
             signals: Vec::new(),
         }
     }
