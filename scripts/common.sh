@@ -7,6 +7,9 @@ export XENVIRT_CACHE=${XENVIRT_CACHE:-${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/xe
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1
 python=.venv/bin/python
 
+# A crate that is built by itself, with a feature of vm-memory which the others must not have.
+compat=(--manifest-path rust/compat/Cargo.toml --target-dir target/compat --locked)
+
 say() { printf '\n== %s\n' "$*" >&2; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
 

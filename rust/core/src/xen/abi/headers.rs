@@ -3,12 +3,15 @@
 use std::{
     io::Write,
     process::{Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 /// The values of expressions in C, after these lines of includes. None, and a word why, where the machine has no C
 /// compiler, or not the headers (Debian: gcc, linux-libc-dev, libxen-dev).
 pub(crate) fn values(includes: &str, expressions: &[&str]) -> Option<Vec<u64>> {
-    let folder = std::env::temp_dir().join(format!("headers-{}-{}", std::process::id(), expressions.len()));
+    static CALLS: AtomicU32 = AtomicU32::new(0);
+    let call = CALLS.fetch_add(1, Ordering::Relaxed);
+    let folder = std::env::temp_dir().join(format!("headers-{}-{call}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let program = folder.join("program");
     let prints: String = expressions
