@@ -457,8 +457,7 @@ mod tests {
 
     #[test]
     fn where_a_frame_is_not_tried_again_in_its_place_all_are_mapped_anew() {
-        let domain = FakeDomain::new(16);
-        domain.translate();
+        let domain = FakeDomain::translated(16);
         domain.page_out(&[(2, 2), (7, 1)]);
         let frames: Vec<u64> = (0..9).collect();
         let mapped = ForeignMapping::whole(&domain, &request(&frames)).unwrap();

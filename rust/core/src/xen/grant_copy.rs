@@ -249,13 +249,13 @@ mod tests {
     fn each_page_that_is_refused_is_named_with_its_status() {
         let fake = granted();
         let bytes = [1; 3 * FRAME];
-        let error = copy_to_grants(&fake, &grants(&[8, 77, 10]), 0, (&bytes[..]).into()).unwrap_err();
+        let error = copy_to_grants(&fake, &grants(&[8, 0xfffff0, 10]), 0, (&bytes[..]).into()).unwrap_err();
         let GrantCopyError::Pages { count: 3, failures } = &error else { panic!("{error}") };
         let failures: Vec<_> = failures.iter().map(|one| (one.index, one.status, one.errno())).collect();
         assert_eq!(failures, [(1, -3, Errno::INVAL), (2, -1, Errno::ACCESS)]);
         assert_eq!(
             error.to_string(),
-            "2 of 3 pages could not be copied; the first is reference 77 of domain 3: \
+            "2 of 3 pages could not be copied; the first is reference 16777200 of domain 3: \
              there is no such reference"
         );
         assert_eq!(fake.read(grants(&[8])[0], 4095, 1), [1]);

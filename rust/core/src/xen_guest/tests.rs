@@ -30,7 +30,7 @@ struct Both(Arc<FakeModel>, FakeDomain);
 #[allow(unsafe_code)]
 impl ForeignCalls for Both {
     fn reserve(&self, frames: usize, writable: bool) -> Result<NonNull<u8>, Errno> {
-        self.0.reserve(frames, writable)
+        self.1.reserve(frames, writable)
     }
     unsafe fn reserve_at(&self, at: NonNull<u8>, frames: usize, writable: bool) -> Result<(), Errno> {
         // SAFETY: as the caller says.

@@ -278,7 +278,7 @@ impl Domain {
     /// ESRCH once it is destroyed; no memory.
     pub fn populate(&self, frames: Range<u64>) -> Result<(), CallError> {
         self.frames("populating", frames, |known, mut frames| {
-            frames.try_for_each(|frame| Page::new().map(|page| known.put(frame, page)))
+            frames.try_for_each(|frame| known.populate(frame))
         })
     }
 
@@ -307,6 +307,16 @@ impl Domain {
             grants::add(&mut domain.grants, Granted::new(page, to, writable))
         });
         made.map_err(self.refused(format_args!("granting frame {frame:#x}")))
+    }
+
+    /// For tests of the core: the guest grants a new page under a reference of their choice.
+    #[cfg(test)]
+    pub(crate) fn grant_as(&self, reference: u32, frame: u64, to: u16, writable: bool) {
+        self.populate(frame..frame + 1).unwrap();
+        let mut state = self.machine.state();
+        let domain = state.get(self.number).unwrap();
+        let page = domain.frames.page(frame).unwrap();
+        domain.grants.insert(reference, Granted::new(page, to, writable));
     }
 
     /// The guest ends a grant, and may use the page for something else.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, ops::Range, os::fd::OwnedFd, sync::Arc};
 
-use rustix::io::Errno;
+use rustix::{fs::ftruncate, io::Errno};
 
 use super::pages::{Page, file};
 use crate::xen::abi::FRAME;
@@ -17,12 +17,22 @@ pub(super) struct Frames {
     changed: BTreeMap<u64, Option<Page>>,
     /// For how many tries a frame is paged out yet.
     paged_out: BTreeMap<u64, u32>,
+    /// Pages that frames got later, one after the other in a file: who has an old one mapped keeps it.
+    later: Option<Arc<OwnedFd>>,
+    later_pages: u64,
 }
 
 impl Frames {
     /// Of a domain without RAM.
     pub(super) fn none() -> Self {
-        Self { ram: None, banks: Vec::new(), changed: BTreeMap::new(), paged_out: BTreeMap::new() }
+        Self {
+            ram: None,
+            banks: Vec::new(),
+            changed: BTreeMap::new(),
+            paged_out: BTreeMap::new(),
+            later: None,
+            later_pages: 0,
+        }
     }
 
     /// RAM of zeroes at these frames. EINVAL if they are none or overlap.
@@ -70,6 +80,19 @@ impl Frames {
     /// Makes a hole; what is mapped of it stays as it is.
     pub(super) fn take_away(&mut self, frame: u64) {
         self.changed.insert(frame, None);
+    }
+
+    /// Gives a frame a new page of zeroes.
+    pub(super) fn populate(&mut self, frame: u64) -> Result<(), Errno> {
+        let file = match &self.later {
+            Some(file) => Arc::clone(file),
+            None => Arc::clone(self.later.insert(file(0)?)),
+        };
+        let at = self.later_pages * FRAME as u64;
+        ftruncate(&*file, at + FRAME as u64)?;
+        self.later_pages += 1;
+        self.put(frame, Page::of(&file, at));
+        Ok(())
     }
 
     /// Gives a frame another page.
