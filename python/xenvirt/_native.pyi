@@ -1313,6 +1313,17 @@ class GrantTable:
                 whole was refused.
             ValueError: no references; `clear_byte` is not in the pages, or they are not writable.
         """
+    def attach(self, domid: int) -> AttachedGrants:
+        """What a domain grants as memory, at addresses that its references make: ``1 << 63 | reference << 12
+        | offset``, as a guest's virtio driver with grants names them. Nothing is mapped until it is touched.
+
+        Its ``regions`` go into a table of ours beside others: ``GuestMemory([*grants.attach(3).regions,
+        ...])``.
+
+        Args:
+            domid: the domain. You do not get an error for one that is not there: that is found when the
+                memory is touched.
+        """
     def copy_from(
         self, domid: int | Sequence[int], references: int | Sequence[int], size: int, *, offset: int = 0
     ) -> bytes:
@@ -1356,6 +1367,30 @@ class GrantMapping(GuestMemory):
     @property
     def pages(self) -> int:
         """How many pages of 4 KiB it has."""
+
+@final
+class AttachedGrants(GuestMemory):
+    """What a domain grants, as :meth:`GrantTable.attach` gives it: one region of every reference that there
+    can be.
+
+    An access maps the pages that it touches, for reading or for writing, and gives them back at once; a view
+    keeps them while it lives, and so does a ring or a chain in this memory. A reference that is bad is a
+    GrantMapError of who touches it.
+    """
+
+    ADDRESS: Final[int]
+    """Where the page of reference 0 is: ``1 << 63`` (Linux, XEN_GRANT_DMA_ADDR_OFF)."""
+
+    @property
+    def domid(self) -> int:
+        """The domain."""
+    @property
+    def mapped_pages(self) -> int:
+        """How many pages are mapped now.
+
+        Raises:
+            ValueError: the memory is closed.
+        """
 
 @final
 class GrantAllocator:

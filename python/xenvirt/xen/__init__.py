@@ -2,6 +2,7 @@
 channels, and what stands in for a device of another domain."""
 
 from xenvirt._native import (
+    AttachedGrants,
     AttachedMemory,
     CopyFailure,
     DeviceModel,
@@ -24,6 +25,7 @@ from xenvirt.xen.guest import XenGuest
 from .foreign import ForeignMemory
 
 __all__ = [
+    "AttachedGrants",
     "AttachedMemory",
     "CopyFailure",
     "DeviceModel",

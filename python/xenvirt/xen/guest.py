@@ -52,8 +52,8 @@ class XenGuest:
         ram: where the guest may have RAM, by guest physical address; by default as the
             xenstore says.
         limit: how many bytes of it may stay mapped by foreign mappings; None for as many as are touched.
-        hypervisor: who is asked: None for the kernel; in tests a :class:`xenvirt.testing.SimulatedXen` (or one of
-            its domains, where the device is served from). It has no xenstore: say ``base``.
+        hypervisor: who is asked: None for the kernel; in tests a :class:`xenvirt.testing.SimulatedXen` (or
+            one of its domains, where the device is served from). It has no xenstore: say ``base``.
 
     Raises:
         ValueError: no guest has this ``domid``, ``memory`` is none of the three, or ``irq`` or ``hypervisor``

@@ -31,6 +31,7 @@ mod _native {
         queue::{Chain, VirtQueue},
         relay::{Relay, RelayMessage},
         xen::attached::AttachedMemory,
+        xen::attached_grants::AttachedGrants,
         xen::evtchn::EventChannels,
         xen::foreign::{ForeignMapping, ForeignMemory, FrameFailure},
         xen::grants::{CopyFailure, GrantAllocator, GrantFailure, GrantMapping, GrantShare, GrantTable},

@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 
 from xenvirt.errors import ForkError, GuestAddressError, ReadOnlyMemoryError
+from xenvirt.memory import FileRegion, GuestMemory
 from xenvirt.testing import SimulatedXen
 from xenvirt.xen import (
+    AttachedGrants,
     EventChannels,
+    ForeignMemory,
     GrantAllocator,
     GrantCopyError,
     GrantMapError,
@@ -79,6 +82,47 @@ def test_pages_are_shared_and_seen_both_ways(grants: GrantTable, allocator: Gran
         assert share.read(2 * PAGE, 8) == b"who maps"
         with pytest.raises(GuestAddressError):
             mapping.read(3 * PAGE - 1, 2)
+
+
+def test_what_a_domain_grants_is_memory_at_its_references(grants: GrantTable, paused: int) -> None:
+    console = AttachedGrants.ADDRESS | CONSOLE << 12
+    with grants.attach(paused) as memory, grants.map(paused, [CONSOLE, XENSTORE]) as alone:
+        assert (memory.domid, memory.mapped_pages) == (paused, 0)
+        assert [region.kind for region in memory.regions] == ["grant"]
+        assert memory.read(console, 2 * PAGE) == alone.read(0, 2 * PAGE)
+        before = alone.read(2048, 8)
+        memory.write(console + 2048, b"by dom0!")
+        assert alone.read(2048, 8) == b"by dom0!"
+        memory.write(console + 2048, before)
+        assert memory.mapped_pages == 0
+        with memory.view(console, PAGE):
+            assert memory.mapped_pages == 1
+        with pytest.raises(GrantMapError, match=f"reference {NO_REFERENCE} of domain {paused}"):
+            memory.read(AttachedGrants.ADDRESS | NO_REFERENCE << 12, 1)
+        with pytest.raises(GuestAddressError):
+            memory.read(console & ~AttachedGrants.ADDRESS, 1)
+    with pytest.raises(ValueError, match="closed"):
+        assert memory.mapped_pages
+
+
+def test_foreign_memory_files_and_grants_are_one_table(
+    hypervisor: SimulatedXen | None, dom0: str, grants: GrantTable, paused: int
+) -> None:
+    ram = range(0x4000_0000, 0x4100_0000) if dom0 == "aarch64" else range(0x100_0000)
+    fd = os.memfd_create("file")
+    os.ftruncate(fd, PAGE)
+    with (
+        ForeignMemory(hypervisor=hypervisor) as foreign,
+        foreign.attach(paused, [ram]) as windows,
+        grants.attach(paused) as granted,
+        GuestMemory([*windows.regions, FileRegion(fd, 1 << 40, PAGE), *granted.regions]) as memory,
+    ):
+        os.close(fd)
+        assert [region.kind for region in memory.regions] == ["foreign", "file", "grant"]
+        assert memory.read(ram.start + 5, 7) == windows.read(ram.start + 5, 7)
+        memory.write(1 << 40, b"in the file")
+        assert memory.read(1 << 40, 11) == b"in the file"
+        assert len(memory.read(AttachedGrants.ADDRESS, PAGE)) == PAGE
 
 
 @with_itself

@@ -11,11 +11,14 @@ use pyo3::{
     types::{PyBytes, PyTuple},
 };
 use xenvirt_core::{
-    memory::{Owner, SharedMemoryTable},
+    memory::{GrantCache, Owner, SharedMemoryTable},
     xen::{self, Gntalloc, Gntdev, Grant, GrantCalls, GrantRequest, ShareCalls, ShareRequest, UnmapNotify},
 };
 
-use super::sim::{Opened, hypervisor};
+use super::{
+    attached_grants::AttachedGrants,
+    sim::{Opened, hypervisor},
+};
 use crate::{
     buffer::{BorrowedBuffer, copying, new_bytes},
     errors::Error,
@@ -195,6 +198,12 @@ impl GrantTable {
         let pages = mapped.pages();
         let base = GuestMemory::of_mapping(Arc::new(SharedMemoryTable::new(mapped.into_memory()?)));
         Ok(Py::new(py, PyClassInitializer::from(base).add_subclass(GrantMapping { pages }))?)
+    }
+
+    /// What a domain grants, at addresses that references make.
+    fn attach(&self, py: Python<'_>, domid: u16) -> Result<Py<AttachedGrants>, Error> {
+        let calls = self.device.get()?.calls.clone();
+        AttachedGrants::new(py, &GrantCache::new(calls, domid, self.patience))
     }
 
     /// Has the hypervisor copy bytes of granted pages.

@@ -1,6 +1,7 @@
 //! Xen's devices for Python, a file for each.
 
 pub mod attached;
+pub mod attached_grants;
 pub mod evtchn;
 pub mod foreign;
 pub mod grants;
