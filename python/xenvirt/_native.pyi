@@ -276,10 +276,11 @@ class Endpoint:
         device_id: int,
         base: int,
         *,
-        irq: int | None = None,
+        interrupt: tuple[Literal["spi", "gsi"], int] | None = None,
         memory: Literal["any", "foreign", "grants"] = "any",
     ) -> None:
-        """The device is one of a Xen guest from now on: with registers at `base`, and the interrupt `irq`."""
+        """The device is one of a Xen guest from now on: with registers at `base`, and an interrupt: an SPI
+        (Arm), or an input of the I/O APIC (x86, which only an HVM guest has)."""
     def describe_guest(self) -> str | None:
         """How kicks and interrupts of a guest's device go, in words; None without a guest."""
     def wait(self, timeout: float | None = None) -> Event | VirtQueue:
@@ -1998,7 +1999,7 @@ class SimulatedDomain:
         Raises:
             XenCallError: there is no such grant (ENOENT).
         """
-    def interrupts(self) -> list[tuple[Literal["spi", "isa", "msi"], int, int]]:
+    def interrupts(self) -> list[tuple[Literal["spi", "isa", "intx", "msi"], int, int]]:
         """What device models signalled since it was asked last: ("spi", number, 1 raised or 0 taken back), or
         ("msi", address, data)."""
     def load(

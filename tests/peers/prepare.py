@@ -12,6 +12,7 @@ from xenvirt.lab.system import system
 from . import crates, kernels, libblkio, newer_qemu
 
 PACKAGES = (
+    "acpica-tools",
     "bc",
     "bison",
     "busybox-static",

@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 from xenvirt.errors import XenvirtError
 
-from . import attach, demo, inspect, lab, probe, serve, trace
+from . import acpi, attach, demo, inspect, lab, probe, serve, trace
 from . import map as map_guest
 
 
@@ -21,7 +21,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"xenvirt {version('xenvirt')}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (demo, serve, attach, inspect, trace, probe, map_guest, lab):
+    for command in (demo, serve, attach, acpi, inspect, trace, probe, map_guest, lab):
         command.add_parser(commands)
     return parser
 

@@ -20,6 +20,7 @@ from xenvirt._native import (
     IoRequest,
 )
 from xenvirt.errors import ForeignMapError, GrantCopyError, GrantMapError, XenCallError
+from xenvirt.xen.acpi import acpi_table
 from xenvirt.xen.guest import XenGuest
 
 from .foreign import ForeignMemory
@@ -47,4 +48,5 @@ __all__ = [
     "IoreqServer",
     "XenCallError",
     "XenGuest",
+    "acpi_table",
 ]

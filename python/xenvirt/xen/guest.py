@@ -13,6 +13,7 @@ from xenvirt.remote import RemoteDevice
 from xenvirt.remote_backend import RemoteBackend
 from xenvirt.xen.foreign import ForeignMemory
 from xenvirt.xen.guest_end import GuestEnd
+from xenvirt.xen.interrupt import guest_interrupt
 from xenvirt.xen.ram import guest_ram
 from xenvirt.xen.remote import DaemonMemory, need_xen_mmap
 from xenvirt.xen.virtio_node import VirtioNode, virtio_nodes
@@ -45,8 +46,10 @@ class XenGuest:
             only one is of this kind.
         base: guest physical address of the registers, where the toolstack announced nothing (x86, or xl's
             ``device_tree=``).
-        irq: the interrupt that belongs to ``base``, as Xen counts: on Arm an SPI, from 32. None where the
-            guest polls: on x86 no interrupt of a virtio-mmio device can be raised from outside.
+        irq: the interrupt that belongs to ``base``, as Xen counts: on Arm an SPI, from 32; in an HVM guest an
+            input of its I/O APIC, 16 to 47 (:func:`acpi_table` tells it to the guest). None where the guest
+            polls, as it has to on a PVH guest of x86: no interrupt line reaches one.
+        hvm: that you know the guest to be HVM, where the toolstack is not xl, which says so in the xenstore.
         memory: how the guest's memory is reached. "any" goes by what the driver says: by grants where it
             gives any, else by foreign mappings. "grants" refuses a driver that gives none.
         ram: where the guest may have RAM, by guest physical address; by default as the
@@ -70,6 +73,7 @@ class XenGuest:
         *,
         base: int | None = None,
         irq: int | None = None,
+        hvm: bool = False,
         memory: Memory = "any",
         ram: Sequence[range] | None = None,
         limit: int | None = None,
@@ -87,6 +91,7 @@ class XenGuest:
         self.device = device
         self.base = base
         self.irq = irq
+        self.hvm = hvm
         self.memory = memory
         self.ram = ram
         self.limit = limit
@@ -105,13 +110,15 @@ class XenGuest:
             VirtioNodeError: the toolstack announced no such device, or several.
             XenCallError: Xen refused.
             OSError: Xen's devices cannot be opened.
+            NegotiationError: the guest cannot be interrupted: one of x86 that is not known to be HVM.
             ForeignMapError: the xenstore does not say where the guest has its RAM; or a PV guest.
             ValueError: the address is impossible, or another device of this process is there.
         """
         base, irq = self._place(device_id)
+        interrupt = None if irq is None else self._interrupt(irq)
         bus = GuestBus(self.domid, self._ram(), limit=self.limit, hypervisor=self.hypervisor)
         try:
-            endpoint.attach_guest(bus, device_id, base, irq=irq, memory=self.memory)
+            endpoint.attach_guest(bus, device_id, base, interrupt=interrupt, memory=self.memory)
             if self.hypervisor is None:
                 self._end = GuestEnd(self.domid, bus)
             else:
@@ -188,6 +195,11 @@ class XenGuest:
             )
         self.node = fitting[0]
         return self.node.base, self.node.irq
+
+    def _interrupt(self, irq: int) -> tuple[Literal["spi", "gsi"], int]:
+        if self.hypervisor is not None:
+            return "spi", irq  # no guest is simulated that has others
+        return guest_interrupt(self.domid, irq, hvm=self.hvm)
 
     def _tell(self, state: XenbusState) -> None:
         """Tells the toolstack, where it announced the device: it waits for it."""

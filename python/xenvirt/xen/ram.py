@@ -54,6 +54,16 @@ def ram_ranges(size: int, machine: str | None = None) -> tuple[range, ...]:
     return (range(size),)
 
 
+def guest_kind(domid: int) -> str:
+    """What libxl wrote of the kind of a guest: "hvm", "pvh" or "pv"; "" where nobody has said.
+
+    Raises:
+        XenStoreError: the xenstore cannot be reached.
+    """
+    with XenStore() as store:
+        return store.get(f"/libxl/{domid}/type") or ""
+
+
 def guest_ram(domid: int) -> GuestRam:
     """Asks the xenstore what the toolstack (libxl) has written of a guest.
 

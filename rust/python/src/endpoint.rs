@@ -206,17 +206,17 @@ impl Endpoint {
     }
 
     /// The device is one of a Xen guest from now on.
-    #[pyo3(signature = (bus, device_id, base, *, irq = None, memory = "any"))]
+    #[pyo3(signature = (bus, device_id, base, *, interrupt = None, memory = "any"))]
     fn attach_guest(
         &self,
         py: Python<'_>,
         bus: &GuestBus,
         device_id: u32,
         base: u64,
-        irq: Option<u32>,
+        interrupt: Option<(String, u32)>,
         memory: &str,
     ) -> Result<(), Error> {
-        let (bus, place) = (bus.get()?, place(bus, device_id, base, irq, memory)?);
+        let (bus, place) = (bus.get()?, place(bus, device_id, base, interrupt, memory)?);
         self.with(py, |endpoint| {
             endpoint.drive(|transport, control, _| {
                 let guest = XenGuest::attach(&bus, &place, control)?;

@@ -13,8 +13,8 @@ use super::{
         BUFIOREQ_OFF, CREATE_IOREQ_SERVER, CreateIoreqServer, DESTROY_IOREQ_SERVER, DM_OP,
         DestroyIoreqServer, DmOp, DmOpBuffer, DmOpCall, GET_IOREQ_SERVER_INFO, GetIoreqServerInfo,
         INJECT_MSI, IO_RANGE_MEMORY, IO_RANGE_PORT, InjectMsi, IoreqServerRange, MAP_IO_RANGE, NR_VCPUS,
-        NrVcpus, SET_IOREQ_SERVER_STATE, SET_IRQ_LEVEL, SET_ISA_IRQ_LEVEL, SetIoreqServerState, SetIrqLevel,
-        SetIsaIrqLevel, UNMAP_IO_RANGE,
+        NrVcpus, SET_IOREQ_SERVER_STATE, SET_IRQ_LEVEL, SET_ISA_IRQ_LEVEL, SET_PCI_INTX_LEVEL,
+        SetIoreqServerState, SetIrqLevel, SetIsaIrqLevel, SetPciIntxLevel, UNMAP_IO_RANGE,
     },
     call_error::{CallError, check_owner},
     privcmd::Privcmd,
@@ -65,6 +65,10 @@ impl fmt::Display for IoRange {
     }
 }
 
+/// The first input of the I/O APIC that PCI interrupts go to.
+const FIRST_INTX_GSI: u32 = 16;
+const FIRST_DEVICE: u8 = 24;
+
 /// An interrupt of a domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interrupt {
@@ -72,6 +76,13 @@ pub enum Interrupt {
     Spi(u32),
     /// An ISA interrupt, 0 to 15, of an HVM domain. **For a PVH domain, which has none, Xen 4.17 panics.**
     Isa(u8),
+    /// A PCI interrupt of an HVM domain, which its I/O APIC takes as a level. For a PVH domain, which has none, Xen does nothing.
+    Intx {
+        /// 0 to 31, on bus 0.
+        device: u8,
+        /// 0 to 3.
+        pin: u8,
+    },
     /// A message of an x86 domain: what a device would write, and where (0xfeexxxxx). It has no level.
     Msi {
         /// Where.
@@ -82,12 +93,25 @@ pub enum Interrupt {
 }
 
 impl Interrupt {
+    /// The level that goes to this input of an HVM domain's I/O APIC, 16 to 47; None for another number.
+    ///
+    /// Four PCI interrupts go to each such input (`hvm_pci_intx_gsi` in xen/arch/x86/include/asm/hvm/irq.h). The one that is
+    /// taken is of a device from 24 on, where a device model has none unless it has a great many.
+    pub fn gsi(gsi: u32) -> Option<Self> {
+        let input = u8::try_from(gsi.checked_sub(FIRST_INTX_GSI)?).ok().filter(|input| *input < 32)?;
+        let from_24 = input.wrapping_sub(FIRST_DEVICE >> 3) & 31;
+        Some(Self::Intx { device: FIRST_DEVICE + from_24 / 4, pin: from_24 % 4 })
+    }
+
     /// The operation that raises it, or takes it back. A message is only ever raised.
     pub fn operation(self, asserted: bool) -> DmOp {
         let level = u8::from(asserted);
         match self {
             Self::Spi(irq) => DmOp::new(SET_IRQ_LEVEL, &SetIrqLevel { irq, level, padding: [0; 3] }),
             Self::Isa(isa_irq) => DmOp::new(SET_ISA_IRQ_LEVEL, &SetIsaIrqLevel { isa_irq, level }),
+            Self::Intx { device, pin } => {
+                DmOp::new(SET_PCI_INTX_LEVEL, &SetPciIntxLevel { pci_domain: 0, bus: 0, device, pin, level })
+            }
             Self::Msi { address, data } => DmOp::new(INJECT_MSI, &InjectMsi { data, padding: 0, address }),
         }
     }
@@ -98,6 +122,16 @@ impl fmt::Display for Interrupt {
         match self {
             Self::Spi(irq) => write!(formatter, "interrupt {irq}"),
             Self::Isa(irq) => write!(formatter, "ISA interrupt {irq}"),
+            Self::Intx { device, pin } => {
+                let (device, pin) = (*device, *pin);
+                let input = (u32::from(device) * 4 + u32::from(device >> 3) + u32::from(pin)) & 31;
+                let gsi = FIRST_INTX_GSI + input;
+                write!(
+                    formatter,
+                    "I/O APIC input {gsi} (PCI device {device}, INT{})",
+                    char::from(b'A' + (pin & 3))
+                )
+            }
             Self::Msi { address, data } => write!(formatter, "message {data:#x} to {address:#x}"),
         }
     }
@@ -225,15 +259,31 @@ mod tests {
         model.set_interrupt(Interrupt::Isa(5), false).unwrap();
         let message = Interrupt::Msi { address: 0xfee0_0000, data: 0x41 };
         model.set_interrupt(message, true).unwrap();
+        model.set_interrupt(Interrupt::Intx { device: 24, pin: 3 }, true).unwrap();
         let seen: Vec<_> = fake.operations().iter().map(|op| (op.op, op.arguments)).collect();
         assert_eq!(
             seen,
             [
                 (SET_IRQ_LEVEL, [0x1_0000_0022, 0, 0]),
                 (SET_ISA_IRQ_LEVEL, [5, 0, 0]),
-                (INJECT_MSI, [0x41, 0xfee0_0000, 0])
+                (INJECT_MSI, [0x41, 0xfee0_0000, 0]),
+                (SET_PCI_INTX_LEVEL, [0x0103_1800_0000, 0, 0])
             ]
         );
+    }
+
+    /// Against `hvm_pci_intx_gsi`: `((((device << 2) + (device >> 3) + pin) & 31) + 16`.
+    #[test]
+    fn an_input_of_the_io_apic_is_a_pci_interrupt_that_goes_there() {
+        for gsi in 16..48 {
+            let Some(Interrupt::Intx { device, pin }) = Interrupt::gsi(gsi) else { panic!("no {gsi}") };
+            assert!((24..32).contains(&device) && pin < 4, "{gsi}: {device} {pin}");
+            let (device, pin) = (u32::from(device), u32::from(pin));
+            assert_eq!((((device << 2) + (device >> 3) + pin) & 31) + 16, gsi);
+        }
+        let text = Interrupt::gsi(40).map(|interrupt| interrupt.to_string());
+        assert_eq!(text.as_deref(), Some("I/O APIC input 40 (PCI device 29, INTB)"));
+        assert_eq!([0, 15, 48, u32::MAX].map(Interrupt::gsi), [None; 4]);
     }
 
     #[test]

@@ -208,6 +208,11 @@ impl GuestBus {
         if slots.iter().any(|other| other.base.abs_diff(slot.base) < REGION_LEN) {
             return Err(GuestError::Occupied(slot.base));
         }
+        if let Some(level) =
+            slot.level().filter(|level| slots.iter().any(|other| other.level() == Some(*level)))
+        {
+            return Err(GuestError::SharedLevel(level));
+        }
         // Before Xen sends an access here somebody has to be there.
         slots.push(Arc::clone(slot));
         let mapped = self.shared.server.map_range(&region(slot));

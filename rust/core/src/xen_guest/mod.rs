@@ -21,7 +21,7 @@ use rustix::io::Errno;
 
 use crate::{
     memory::MemoryError,
-    xen::{CallError, OpenError, ServerError},
+    xen::{CallError, Interrupt, OpenError, ServerError},
 };
 
 /// Why a device cannot be served to a guest.
@@ -48,6 +48,9 @@ pub enum GuestError {
     /// Another device of this process is there.
     #[error("a device is served at {0:#x} already")]
     Occupied(u64),
+    /// Another device of this process has this level: whoever took it back would do so for both.
+    #[error("{0} is the interrupt of another device already")]
+    SharedLevel(Interrupt),
     /// The registers do not fit.
     #[error(
         "{0:#x} cannot be the address of a device's registers: it must be a multiple of 4, and 512 bytes fit behind it"

@@ -7,12 +7,13 @@ use std::{
 
 use rustix::io::Errno;
 
+use super::interrupt::InterruptLine;
 use crate::{
     endpoint::Control,
     event_loop::EventFd,
     memory::GuestMemory,
-    mmio::{Action, ConfigSpace, Identity, InterruptStatus, MmioDevice, REGION_LEN},
-    xen::{PendingRequest, RequestData},
+    mmio::{Action, ConfigSpace, MmioDevice, REGION_LEN},
+    xen::{Interrupt, PendingRequest, RequestData},
 };
 
 /// What the device's own thread has to do.
@@ -34,7 +35,7 @@ pub(super) struct Slot {
     pub(super) memory: GuestMemory,
     pub(super) control: Arc<Control>,
     registers: Mutex<MmioDevice>,
-    pub(super) interrupt: Arc<InterruptStatus>,
+    line: Arc<InterruptLine>,
     pub(super) kicks: Vec<EventFd>,
     tasks: Mutex<VecDeque<Task>>,
     /// Readable while there are tasks.
@@ -44,22 +45,27 @@ pub(super) struct Slot {
 impl Slot {
     pub(super) fn new(
         base: u64,
-        identity: Identity,
+        registers: MmioDevice,
+        line: Arc<InterruptLine>,
         memory: GuestMemory,
         control: &Arc<Control>,
     ) -> Result<Self, Errno> {
-        let kicks = identity.queue_sizes.iter().map(|_| EventFd::new()).collect::<Result<_, _>>()?;
-        let registers = MmioDevice::new(identity);
+        let kicks = control.queues.iter().map(|_| EventFd::new()).collect::<Result<_, _>>()?;
         Ok(Self {
             base,
             memory,
             control: Arc::clone(control),
-            interrupt: Arc::clone(registers.interrupt()),
+            line,
             registers: Mutex::new(registers),
             kicks,
             tasks: Mutex::default(),
             wake: EventFd::new()?,
         })
+    }
+
+    /// The interrupt, where it is taken by its level.
+    pub(super) fn level(&self) -> Option<Interrupt> {
+        self.line.level()
     }
 
     /// Whoever holds the lock leaves whole registers behind: none of it panics half way.
@@ -81,7 +87,10 @@ impl Slot {
     }
 
     pub(super) fn write(&self, address: u64, size: u8, value: u64) -> Option<Action> {
-        self.registers().write(address.wrapping_sub(self.base), size, value)
+        let action = self.registers().write(address.wrapping_sub(self.base), size, value);
+        // It may have been an InterruptACK, or a reset.
+        self.line.settle();
+        action
     }
 
     /// On the bus's thread: answers, or leaves it to the device's own.

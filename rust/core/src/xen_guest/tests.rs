@@ -12,7 +12,10 @@ use crate::{
     vhost_user::virtio_features::{EVENT_IDX, VERSION_1},
     xen::{
         EventFdSupport, ForeignCalls, Interrupt, Resource, ServerCalls,
-        abi::ioreq::{IS_READ, Ioreq, TYPE_INVALIDATE, TYPE_MEMORY},
+        abi::{
+            dm_op::{DmOp, SET_PCI_INTX_LEVEL, SetPciIntxLevel},
+            ioreq::{IS_READ, Ioreq, TYPE_INVALIDATE, TYPE_MEMORY},
+        },
         fake_domain::FakeDomain,
         fake_model::FakeModel,
     },
@@ -80,14 +83,19 @@ fn offer() -> Offer {
     }
 }
 
-fn place(base: u64) -> Place {
-    Place { base, interrupt: Some(Interrupt::Spi(33)), device_id: 4, reach: Reach::Any }
+fn attach(bus: &Arc<GuestBus>, base: u64) -> Result<Endpoint<XenGuest>, GuestError> {
+    attach_with(bus, base, Interrupt::Spi(33))
 }
 
-fn attach(bus: &Arc<GuestBus>, base: u64) -> Result<Endpoint<XenGuest>, GuestError> {
+fn attach_with(
+    bus: &Arc<GuestBus>,
+    base: u64,
+    interrupt: Interrupt,
+) -> Result<Endpoint<XenGuest>, GuestError> {
+    let place = Place { base, interrupt: Some(interrupt), device_id: 4, reach: Reach::Any };
     let mut endpoint = Endpoint::new(offer(), XenGuest::default()).unwrap();
     endpoint.drive(|transport, control, _| {
-        *transport = XenGuest::attach(bus, &place(base), control)?;
+        *transport = XenGuest::attach(bus, &place, control)?;
         Ok::<(), GuestError>(())
     })?;
     Ok(endpoint)
@@ -95,6 +103,10 @@ fn attach(bus: &Arc<GuestBus>, base: u64) -> Result<Endpoint<XenGuest>, GuestErr
 
 impl Guest {
     fn new(support: EventFdSupport) -> Self {
+        Self::with(support, Interrupt::Spi(33))
+    }
+
+    fn with(support: EventFdSupport, interrupt: Interrupt) -> Self {
         let model = FakeModel::new(2);
         model.set_support(support);
         let foreign = Arc::new(Both(Arc::clone(&model), FakeDomain::new(64)));
@@ -105,7 +117,7 @@ impl Guest {
             patience: Duration::from_secs(5),
         };
         let bus = GuestBus::new(&calls, FakeModel::DOMAIN, &options).unwrap();
-        let endpoint = attach(&bus, BASE).unwrap();
+        let endpoint = attach_with(&bus, BASE, interrupt).unwrap();
         let control = Arc::clone(endpoint.control());
         Self { model, bus, endpoint, control }
     }
@@ -401,4 +413,69 @@ fn a_guest_that_is_gone_resets_the_device_and_lets_go_of_everything() {
     drop(guest.bus);
     assert!(!guest.model.has_server());
     assert_eq!(guest.model.bound_ports(), 0);
+}
+
+/// What Xen was told of levels, in order.
+fn levels(guest: &Guest) -> Vec<bool> {
+    let level =
+        |op: &DmOp| (op.op == SET_PCI_INTX_LEVEL).then(|| op.arguments::<SetPciIntxLevel>().level == 1);
+    guest.model.operations().iter().filter_map(level).collect()
+}
+
+fn io_apic_guest() -> Guest {
+    // As it is a level the kernel must not raise it, though it could.
+    let guest = Guest::with(EventFdSupport::Both, Interrupt::gsi(40).unwrap());
+    assert_eq!(guest.model.assigned().0, 0);
+    // As somebody may have left it.
+    assert_eq!(levels(&guest), [false]);
+    guest
+}
+
+#[test]
+fn a_level_stays_asserted_until_the_driver_has_acknowledged_every_reason() {
+    let mut guest = io_apic_guest();
+    guest.start();
+    guest.control.update_config(vec![7]);
+    guest.no_event();
+    assert_eq!(levels(&guest), [false, true]);
+    guest.control.update_config(vec![8]);
+    guest.control.fail_queue(0);
+    guest.no_event();
+    assert_eq!(levels(&guest), [false, true]);
+    guest.put(Register::InterruptAck, 1);
+    assert_eq!(levels(&guest), [false, true]);
+    guest.put(Register::InterruptAck, 2);
+    assert_eq!(levels(&guest), [false, true, false]);
+    guest.control.update_config(vec![9]);
+    guest.no_event();
+    assert_eq!(levels(&guest), [false, true, false, true]);
+}
+
+#[test]
+fn a_level_is_taken_back_by_a_reset_and_when_the_device_goes() {
+    let mut guest = io_apic_guest();
+    guest.start();
+    guest.control.update_config(vec![7]);
+    guest.no_event();
+    guest.write(Register::Status, 0);
+    assert_eq!(guest.event(), Event::Reset);
+    guest.settled(0);
+    assert_eq!(levels(&guest), [false, true, false]);
+    guest.start();
+    guest.control.update_config(vec![8]);
+    guest.no_event();
+    let Guest { model, bus, endpoint, control } = guest;
+    drop(endpoint);
+    let last = model.operations().pop().unwrap();
+    assert_eq!(last.arguments::<SetPciIntxLevel>().level, 0);
+    drop((bus, control));
+}
+
+#[test]
+fn two_devices_do_not_share_a_level() {
+    let guest = io_apic_guest();
+    let second = attach_with(&guest.bus, BASE + 0x200, Interrupt::gsi(40).unwrap());
+    assert!(matches!(second, Err(GuestError::SharedLevel(_))));
+    assert_eq!(guest.model.ranges().len(), 1);
+    attach_with(&guest.bus, BASE + 0x200, Interrupt::gsi(41).unwrap()).unwrap();
 }

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     endpoint::{Control, Event, Transport},
     memory::GuestMemory,
-    mmio::{Action, Identity, REGION_LEN},
+    mmio::{Action, Identity, MmioDevice, REGION_LEN},
     ring::RingFeatures,
     vhost_user::virtio_features::{self, ACCESS_PLATFORM},
     xen::{Interrupt, PendingRequest, Registers, RequestKind},
@@ -64,8 +64,10 @@ impl XenGuest {
         let memory = bus.memory(reach);
         let memory = memory.map_err(|source| GuestError::Memory { domain: bus.domain(), source })?;
         let system = |what| move |errno| GuestError::System { what, errno };
-        let slot = Arc::new(Slot::new(base, identity, memory, control).map_err(system("making eventfds"))?);
-        let line = Arc::new(InterruptLine::new(&slot.interrupt, bus.server(), interrupt)?);
+        let registers = MmioDevice::new(identity);
+        let line = Arc::new(InterruptLine::new(registers.interrupt(), bus.server(), interrupt)?);
+        let slot = Slot::new(base, registers, Arc::clone(&line), memory, control);
+        let slot = Arc::new(slot.map_err(system("making eventfds"))?);
         control.watch_transport(slot.wake.as_fd(), TASKS).map_err(system("watching a device's registers"))?;
         let mut attached = Attached {
             bus: Arc::clone(bus),
@@ -202,7 +204,7 @@ impl Attached {
         let _ = control.memory.replace(GuestMemory::default());
         control.set_negotiated(0, 0);
         // What was used between the write and now concerns nobody.
-        self.slot.interrupt.clear();
+        self.line.clear();
     }
 
     /// The device needs a reset.

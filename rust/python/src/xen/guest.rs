@@ -74,7 +74,7 @@ pub fn place(
     bus: &GuestBus,
     device_id: u32,
     base: u64,
-    irq: Option<u32>,
+    interrupt: Option<(String, u32)>,
     reach: &str,
 ) -> Result<Place, Error> {
     let reach = match reach {
@@ -86,9 +86,20 @@ pub fn place(
             return Err(PyValueError::new_err(text).into());
         }
     };
-    if irq.is_some() && !bus.arm {
-        let text = "an interrupt by its number can be raised in an Arm guest only; on x86 serve without one";
-        return Err(PyValueError::new_err(text).into());
-    }
-    Ok(Place { base, interrupt: irq.map(Interrupt::Spi), device_id, reach })
+    let interrupt = interrupt.map(|(kind, number)| interrupt_of(bus, &kind, number)).transpose()?;
+    Ok(Place { base, interrupt, device_id, reach })
+}
+
+/// "spi", as an Arm guest's GIC counts, or "gsi", an input of an HVM guest's I/O APIC.
+fn interrupt_of(bus: &GuestBus, kind: &str, number: u32) -> Result<Interrupt, Error> {
+    let text = match (kind, Interrupt::gsi(number)) {
+        ("spi", _) if bus.arm => return Ok(Interrupt::Spi(number)),
+        ("gsi", Some(interrupt)) if !bus.arm => return Ok(interrupt),
+        ("gsi", None) => format!("irq={number}: an input of the guest's I/O APIC is wanted, 16 to 47"),
+        ("spi", _) => {
+            format!("irq={number}: an SPI can be raised in an Arm guest only; serve another without")
+        }
+        _ => format!("interrupt {kind:?} {number}: 'spi' is for Arm guests, 'gsi' for HVM guests of x86"),
+    };
+    Err(PyValueError::new_err(text).into())
 }

@@ -238,6 +238,9 @@ impl SimulatedDomain {
         let taken = self.0.take_interrupts()?.into_iter().map(|(interrupt, raised)| match interrupt {
             Interrupt::Spi(irq) => ("spi", irq.into(), raised.into()),
             Interrupt::Isa(irq) => ("isa", irq.into(), raised.into()),
+            Interrupt::Intx { device, pin } => {
+                ("intx", u64::from(device) * 4 + u64::from(pin), raised.into())
+            }
             Interrupt::Msi { address, data } => ("msi", address, data),
         });
         Ok(taken.collect())

@@ -19,6 +19,8 @@ pub const UNMAP_IO_RANGE: u32 = 4;
 pub const SET_IOREQ_SERVER_STATE: u32 = 5;
 /// `XEN_DMOP_destroy_ioreq_server`.
 pub const DESTROY_IOREQ_SERVER: u32 = 6;
+/// `XEN_DMOP_set_pci_intx_level`.
+pub const SET_PCI_INTX_LEVEL: u32 = 8;
 /// `XEN_DMOP_set_isa_irq_level`.
 pub const SET_ISA_IRQ_LEVEL: u32 = 9;
 /// `XEN_DMOP_inject_msi`.
@@ -157,6 +159,22 @@ pub struct DestroyIoreqServer {
     pub padding: u16,
 }
 
+/// `struct xen_dm_op_set_pci_intx_level`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Zeroable, Pod)]
+pub struct SetPciIntxLevel {
+    /// Of PCI: 0.
+    pub pci_domain: u16,
+    /// 0.
+    pub bus: u8,
+    /// 0 to 31.
+    pub device: u8,
+    /// 0 to 3: INTA to INTD.
+    pub pin: u8,
+    /// 1 asserted, 0 not.
+    pub level: u8,
+}
+
 /// `struct xen_dm_op_set_isa_irq_level`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Zeroable, Pod)]
@@ -237,6 +255,14 @@ mod tests {
         );
         assert_eq!((size_of::<SetIoreqServerState>(), offset_of!(SetIoreqServerState, enabled)), (4, 2));
         assert_eq!(size_of::<DestroyIoreqServer>(), 4);
+        assert_eq!(
+            [
+                size_of::<SetPciIntxLevel>(),
+                offset_of!(SetPciIntxLevel, device),
+                offset_of!(SetPciIntxLevel, level)
+            ],
+            [6, 3, 5]
+        );
         assert_eq!((size_of::<SetIsaIrqLevel>(), offset_of!(SetIsaIrqLevel, level)), (2, 1));
         assert_eq!((size_of::<InjectMsi>(), offset_of!(InjectMsi, address)), (16, 8));
         assert_eq!((size_of::<SetIrqLevel>(), offset_of!(SetIrqLevel, level)), (8, 4));
