@@ -18,6 +18,7 @@ from xenvirt.device import Device, Session, Watch, config_bytes
 from xenvirt.errors import DisconnectedError, NegotiationError, XenvirtError
 from xenvirt.remote import RemoteDevice
 from xenvirt.remote_shape import shape_of
+from xenvirt.vhost_user.protocol import ProtocolFeature
 from xenvirt.virtio.features import Feature
 from xenvirt.virtio.ids import DeviceId
 from xenvirt.virtio.names import feature_names
@@ -51,12 +52,18 @@ class RemoteBackend(Device):
     cannot be where it had answered requests out of their order, or comes back with fewer features: then the
     queues go into their error state, and the driver is told that the device needs a reset.
 
+    Each driver gets a connection of its own: when the device is reset the daemon is hung up on, and connected
+    to again when the next driver is ready. For as long as a connection stays, daemons of rust-vmm with
+    vhost-user-backend 0.10 go on counting used buffers where the driver before left off.
+
     Args:
         remote: the daemon.
         device_id: what kind of device it is.
         regions: describes the driver's memory to the daemon.
         check: is given the negotiated connection, each time; raises if the daemon cannot be used.
         closed: called when it is hung up on for good.
+        no_regions: describes what is left of it after a reset, so that the daemon lets go of everything
+            before the driver is told that the device is reset; empty where that does not matter.
 
     Raises:
         DisconnectedError: nobody listens there.
@@ -73,11 +80,13 @@ class RemoteBackend(Device):
         regions: Regions,
         check: Callable[[_native.Frontend], None] = lambda _daemon: None,
         closed: Callable[[], None] = lambda: None,
+        no_regions: Callable[[], Sequence[_native.SharedRegion]] = tuple,
     ) -> None:
         self.remote = remote
         self._regions = regions
         self._check = check
         self._closed = closed
+        self._no_regions = no_regions
         self._session: Session | None = None
         self._queues: dict[int, _native.HandedOver] = {}
         self._errors: dict[int, tuple[int, Watch]] = {}
@@ -100,8 +109,7 @@ class RemoteBackend(Device):
             handed = session._endpoint.hand_over(queue.index)
             if handed is not None:
                 self._queues[queue.index] = handed
-        if hung_up(self._daemon):
-            self._daemon = self._connect()
+        self._be_connected()
         self._set_up({index: queue.base for index, queue in self._queues.items()})
 
     def process(self, queue: _native.VirtQueue) -> None:
@@ -119,18 +127,23 @@ class RemoteBackend(Device):
 
     def config_written(self, offset: int, data: bytes) -> None:
         """Passes the driver's write on."""
+        self._be_connected()
         self._daemon.set_config(offset, data)
 
     def reset(self) -> None:
-        """Stops the rings; when this returns the daemon touches none of them."""
+        """Stops the rings, and hangs up; when this returns the daemon touches none of them."""
         self._session = None
         queues, self._queues = self._queues, {}
         try:
             for index in queues:
                 self._daemon.stop_queue(index)
+            left = () if self._daemon.closed else self._no_regions()
+            if left:
+                self._daemon.set_memory(list(left))
+                self._daemon.barrier()
         except XenvirtError as error:
-            log.warning("%r: it did not stop its queues, and is hung up on: %s", self, error)
-            self._daemon.close()
+            log.warning("%r: it did not stop its queues: %s", self, error)
+        self._daemon.close()
         self._close_errors()
 
     def _queue_stopped(self, index: int) -> None:
@@ -162,6 +175,17 @@ class RemoteBackend(Device):
             daemon.close()
             raise
         return daemon
+
+    def _be_connected(self) -> None:
+        """Connects, unless a connection lives."""
+        if not hung_up(self._daemon):
+            return
+        self._daemon = self._connect()
+        size = len(config_bytes(self.config))
+        if size and self._daemon.protocol_features & ProtocolFeature.CONFIG:
+            config = self._daemon.config(0, size)
+            if config != config_bytes(self.config):
+                self.update_config(config)
 
     def _set_up(self, bases: dict[int, int]) -> None:
         """Tells the daemon everything, and has it begin."""

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from xenvirt import Chain, DeviceId, RemoteDevice, Server, Session, VhostUserSocket, _native
+from xenvirt.device import config_bytes
 from xenvirt.devices import BlockDevice
 from xenvirt.drivers import BlockDriver
 from xenvirt.errors import DeviceFailedError, DisconnectedError, NegotiationError
 from xenvirt.in_process import InProcessLink
 from xenvirt.link import LinkMemory
-from xenvirt.remote_backend import RemoteBackend
+from xenvirt.remote_backend import RemoteBackend, hung_up
 
+from ..vhost_user import fake_backend as fake
+from ..vhost_user.fake_backend import FakeBackend
 from .conftest import echo, echo_request
 from .devices import Echo, Keeper
 
@@ -181,3 +185,26 @@ def test_a_ring_that_the_daemon_does_not_take_stops_the_device(daemons: Server, 
     daemons.add(Echo(), VhostUserSocket(path))
     with linked(path) as link, pytest.raises(DeviceFailedError, match="SET_VRING_NUM"):
         link.start(link.offered_features, [64])  # it takes 16, and vhost-user does not tell
+
+
+def test_each_driver_gets_a_connection_of_its_own(path: str) -> None:
+    """Reset, the daemon stops its rings, lets go of the driver's memory, and is hung up on, in this order."""
+    memory = os.memfd_create("nothing")
+    os.truncate(memory, 4096)
+    left = [_native.SharedRegion(memory, 0, 4096)]
+    with FakeBackend(Path(path), config=b"old conf") as first:
+        backend = RemoteBackend(RemoteDevice(path), DeviceId.VSOCK, lambda *_: [], no_regions=lambda: left)
+        backend._queues = {0: cast("_native.HandedOver", None)}
+        backend.reset()
+        assert hung_up(backend._daemon)
+    order = [
+        one.request for one in first.received if one.request in (fake.GET_VRING_BASE, fake.SET_MEM_TABLE)
+    ]
+    assert order == [fake.GET_VRING_BASE, fake.SET_MEM_TABLE]
+    Path(path).unlink()
+    with FakeBackend(Path(path), config=b"new conf") as second:
+        backend.config_written(0, b"x")
+        assert config_bytes(backend.config)[:8] == b"new conf"
+        backend.close()
+    assert [one.payload[12:] for one in second.of(fake.SET_CONFIG)] == [b"x"]
+    os.close(memory)

@@ -11,6 +11,17 @@ from xenvirt.lab import Lab
 from xenvirt.lab.progress import on_stderr
 from xenvirt.lab.system import system
 from xenvirt.lab.wheel import files_for
+from xenvirt.testing.dom0 import in_dom0
+
+from .dom0 import daemons
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Dom0 finds rust-vmm's daemons in the shared folder."""
+    if not in_dom0() and any(
+        "dom0" in item.fixturenames for item in items if isinstance(item, pytest.Function)
+    ):
+        daemons.lay_out(config.rootpath)
 
 
 def can_be_had(architecture: str) -> str:

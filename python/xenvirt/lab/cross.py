@@ -74,27 +74,41 @@ def _source_files(checkout: Path) -> Iterator[Path]:
         yield from (file for file in sorted(path.rglob("*")) if file.is_file()) if path.is_dir() else [path]
 
 
-def _build(checkout: Path, architecture: str, folder: Path, say: Say) -> None:
+def target_of(architecture: str) -> str:
+    """What Rust calls it."""
+    return f"{architecture}-unknown-linux-gnu"
+
+
+def environment(architecture: str, say: Say, *, folder: Path) -> dict[str, str]:
+    """What cargo is run with, in `folder`, to build for :func:`target_of` an architecture.
+
+    Raises:
+        LabError: there is no linker for it.
+    """
     linker = _LINKERS.get(architecture)
     if linker is None:
-        raise LabError(f"nobody here builds xenvirt for {architecture}: give a wheel with --wheel")
+        raise LabError(f"nobody here builds for {architecture}: xenvirt itself may come as a --wheel")
     if shutil.which(linker) is None:
-        raise LabError(f"to build xenvirt for {architecture}: apt-get install {_LINKER_PACKAGES}")
-    target = f"{architecture}-unknown-linux-gnu"
-    variable = f"CARGO_TARGET_{target.upper().replace('-', '_')}_LINKER"
-    environment = {**os.environ, variable: linker}
-    environment.pop("CARGO_TARGET_DIR", None)
-    if not _has_standard_library(checkout, target):
-        environment["RUSTC"] = str(_debian_rustc(architecture, say))
+        raise LabError(f"to build for {architecture}: apt-get install {_LINKER_PACKAGES}")
+    target = target_of(architecture)
+    made = {**os.environ, f"CARGO_TARGET_{target.upper().replace('-', '_')}_LINKER": linker}
+    made.pop("CARGO_TARGET_DIR", None)
+    if not _has_standard_library(folder, target):
+        made["RUSTC"] = str(_debian_rustc(architecture, say))
+    return made
+
+
+def _build(checkout: Path, architecture: str, folder: Path, say: Say) -> None:
+    cargo = environment(architecture, say, folder=checkout)
     say(f"building xenvirt for {architecture}, which takes some minutes")
     found = shutil.which("maturin")
     maturin = [found] if found else [sys.executable, "-m", "maturin"]
-    words = ["build", "--release", "--locked", "--target", target, "--out", str(folder)]
+    words = ["build", "--release", "--locked", "--target", target_of(architecture), "--out", str(folder)]
     words += ["--target-dir", str(cache() / f"cargo-{architecture}")]
     done = subprocess.run(
         ["nice", *maturin, *words],
         cwd=checkout,
-        env=environment,
+        env=cargo,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -105,12 +119,12 @@ def _build(checkout: Path, architecture: str, folder: Path, say: Say) -> None:
         raise LabError(f"maturin could not build xenvirt for {architecture} (or give a --wheel):\n{last}")
 
 
-def _has_standard_library(checkout: Path, target: str) -> bool:
+def _has_standard_library(folder: Path, target: str) -> bool:
     """Whether this machine's Rust can compile for a target."""
     try:
         asked = subprocess.run(
             [os.environ.get("RUSTC", "rustc"), "--print", "target-libdir", "--target", target],
-            cwd=checkout,
+            cwd=folder,
             capture_output=True,
             text=True,
             check=False,

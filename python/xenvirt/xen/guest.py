@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 from xenvirt._native import Endpoint, GuestBus, SimulatedDomain, SimulatedXen
-from xenvirt.device import Device
 from xenvirt.errors import NegotiationError, VirtioNodeError, XenStoreError
 from xenvirt.remote import RemoteDevice
 from xenvirt.remote_backend import RemoteBackend
@@ -129,7 +128,7 @@ class XenGuest:
         self._tell(XenbusState.INIT_WAIT)
         return True
 
-    def remote_backend(self, device: RemoteDevice, /) -> Device:
+    def remote_backend(self, device: RemoteDevice, /) -> RemoteBackend:
         """A daemon as a device of this guest: it maps the guest's memory itself.
 
         Its kind is what ``device`` says, or else what the toolstack announced.
@@ -151,7 +150,7 @@ class XenGuest:
                 f"{self!r} means: say RemoteDevice(socket, device_id)"
             )
         memory = DaemonMemory(self.domid, self._ram())
-        return RemoteBackend(device, kind, memory.regions, need_xen_mmap, memory.close)
+        return RemoteBackend(device, kind, memory.regions, need_xen_mmap, memory.close, memory.no_regions)
 
     def _ram(self) -> Sequence[range]:
         if self.ram:

@@ -52,6 +52,13 @@ class DaemonMemory:
             for bank in self._ram
         ]
 
+    def no_regions(self) -> list[SharedRegion]:
+        """What leaves nothing mapped where rings were granted: a guest takes its grants back when its device
+        is reset, and may not find them in use. Empty where nothing was granted."""
+        if self._gntdev is None:
+            return []
+        return [self._grants(range(GRANT_ADDRESS, GRANT_END), NOT_IN_ADVANCE)]
+
     def _granted(self, queues: Mapping[int, HandedOver]) -> Iterator[SharedRegion]:
         if self._gntdev is None:
             self._gntdev = os.open("/dev/xen/gntdev", os.O_RDWR | os.O_CLOEXEC)
