@@ -1974,7 +1974,11 @@ class SimulatedDomain:
         """
     def populate(self, frames: int | range) -> None:
         """The guest gets new frames, full of zeroes, in the place of what was there. What is mapped of the
-        old ones stays as it is."""
+        old ones stays as it is.
+
+        Raises:
+            ValueError: more than 2^18 of them at once.
+        """
     def page_out(self, frames: int | range, tries: int | None = None) -> None:
         """Xen pages frames out: whoever maps one gets ENOENT so many times; None for ever.
 

@@ -326,12 +326,20 @@ def test_interrupts_are_kept_for_the_test(xen: SimulatedXen, guest: SimulatedDom
         (lambda xen: xen.create_domain().load(0x10000, port=True), "address 0x10000"),
         (lambda xen: xen.create_domain().start_load(0, count=0), "0 accesses"),
         (lambda xen: xen.create_domain().balloon_out(range(0, 8, 2)), "no step"),
+        (lambda xen: xen.create_domain().populate(range(1 << 50)), "can be populated at once"),
     ],
 )
 def test_what_cannot_be_is_refused(xen: SimulatedXen, call: object, words: str) -> None:
     assert callable(call)
     with pytest.raises(ValueError, match=words):
         call(xen)
+
+
+@pytest.mark.parametrize("size", [1 << 40, 1 << 62])
+def test_more_than_a_guest_has_is_not_read(guest: SimulatedDomain, size: int) -> None:
+    with pytest.raises(XenCallError) as caught:
+        guest.read(guest.ram[0].start, size)
+    assert caught.value.errno == errno.EFAULT
 
 
 def test_a_kind_that_is_not_there_is_refused() -> None:

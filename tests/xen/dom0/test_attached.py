@@ -1,4 +1,4 @@
-"""A whole guest's memory on real Xen: attached at once, mapped by windows when it is touched."""
+"""A guest's whole memory on Xen, real or simulated: attached at once, mapped by windows when touched."""
 
 from __future__ import annotations
 
@@ -14,32 +14,45 @@ import pytest
 from xenvirt._native import DriverQueue, Endpoint
 from xenvirt.errors import ForkError, GuestAddressError, MemoryTableError, ReadOnlyMemoryError
 from xenvirt.memory import FileRegion, GuestMemory
+from xenvirt.testing import SimulatedXen
 from xenvirt.virtio.features import Feature
 from xenvirt.xen import AttachedMemory, ForeignMapError, ForeignMemory
 
-from .conftest import make_guest, xl
+from .conftest import Guest, xl
 
-pytestmark = pytest.mark.dom0("pv")
+pytestmark = pytest.mark.hypervisor("pv")
 
 FRAME = 4096
 MIB = 1 << 20
 WINDOW = AttachedMemory.WINDOW
-START = 0x4000_0000 if os.uname().machine == "aarch64" else 0
-RAM = range(START, START + 128 * MIB)
-"""Of the guest: on Arm its first bank."""
+RAM = range(128 * MIB)
+"""Of the guest."""
 BEYOND = range(RAM.stop, RAM.stop + 16 * MIB)
 """Where it has nothing."""
 ADDRESS_SPACE = 64 << 30
 
 
 @pytest.fixture
-def memory(guest: int) -> Iterator[AttachedMemory]:
-    with ForeignMemory() as foreign, foreign.attach(guest, [RAM], writable=True) as attached:
+def foreign(hypervisor: SimulatedXen | None) -> Iterator[ForeignMemory]:
+    with ForeignMemory(hypervisor=hypervisor) as device:
+        yield device
+
+
+@pytest.fixture
+def memory(foreign: ForeignMemory, guest: int) -> Iterator[AttachedMemory]:
+    with foreign.attach(guest, [RAM], writable=True) as attached:
         yield attached
 
 
 def mappings() -> int:
-    return Path("/proc/self/maps").read_text().count("/dev/xen/privcmd")
+    """Windows that are mapped in this process. (Of a simulated Xen's, neighbours are one line.)"""
+    size = 0
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if "/dev/xen/privcmd" in line or "xenvirt-simulated" in line:
+            start, end = (int(word, 16) for word in line.split()[0].split("-"))
+            size += end - start
+    assert size % WINDOW == 0
+    return size // WINDOW
 
 
 def address_of(view: memoryview) -> int:
@@ -55,15 +68,16 @@ def test_attaching_maps_nothing_and_a_touch_maps_one_window(memory: AttachedMemo
     assert (memory.mapped_bytes, mappings()) == (WINDOW, 1)
 
 
-def test_it_is_the_memory_that_a_mapping_of_frames_shows(memory: AttachedMemory, guest: int) -> None:
+def test_it_is_the_memory_that_a_mapping_of_frames_shows(
+    foreign: ForeignMemory, memory: AttachedMemory, guest: int
+) -> None:
     at = RAM.start + 48 * MIB - 3
     before = memory.read(at, 6)
     memory.write(at, b"abcdef")  # across windows
-    with ForeignMemory() as foreign:
-        frame = at // FRAME
-        with foreign.map(guest, [frame, frame + 1], writable=True) as frames:
-            assert frames.read(FRAME - 3, 6) == b"abcdef"
-            frames.write(FRAME - 3, before)
+    frame = at // FRAME
+    with foreign.map(guest, [frame, frame + 1], writable=True) as frames:
+        assert frames.read(FRAME - 3, 6) == b"abcdef"
+        frames.write(FRAME - 3, before)
     assert memory.read(at, 6) == before
 
 
@@ -115,8 +129,8 @@ def test_a_window_in_use_is_given_back_after_its_last_view(memory: AttachedMemor
     assert (memory.mapped_bytes, mappings()) == (0, 0)
 
 
-def test_a_hole_raises_and_names_its_frames(guest: int) -> None:
-    with ForeignMemory() as foreign, foreign.attach(guest, [RAM, BEYOND], writable=True) as memory:
+def test_a_hole_raises_and_names_its_frames(foreign: ForeignMemory, guest: int) -> None:
+    with foreign.attach(guest, [RAM, BEYOND], writable=True) as memory:
         accesses: list[Callable[[], object]] = [
             lambda: memory.read(BEYOND.start + 3 * MIB + 1, FRAME),
             lambda: memory.write(BEYOND.start + 3 * MIB + 1, bytes(FRAME)),
@@ -132,9 +146,9 @@ def test_a_hole_raises_and_names_its_frames(guest: int) -> None:
         assert memory.read(RAM.start, 1)
 
 
-def test_between_the_ranges_there_is_nothing(guest: int) -> None:
+def test_between_the_ranges_there_is_nothing(foreign: ForeignMemory, guest: int) -> None:
     far = range(0x2_0000_0000, 0x2_0000_0000 + 64 * MIB)
-    with ForeignMemory() as foreign, foreign.attach(guest, [far, RAM]) as memory:
+    with foreign.attach(guest, [far, RAM]) as memory:
         assert [(one.guest_address, one.size) for one in memory.regions] == [
             (RAM.start, 128 * MIB),
             (far.start, 64 * MIB),
@@ -146,14 +160,13 @@ def test_between_the_ranges_there_is_nothing(guest: int) -> None:
             memory.read(RAM.stop - 1, 2)
 
 
-def test_a_guest_of_any_size_is_attached_at_once(guest: int) -> None:
-    with ForeignMemory() as foreign:
-        huge = range(RAM.start, RAM.start + ADDRESS_SPACE)
-        with foreign.attach(guest, [huge], writable=True) as memory:
-            assert (memory.mapped_bytes, mappings()) == (0, 0)
-            assert len(memory.read(RAM.start + 16 * MIB, 64)) == 64
-            with pytest.raises(ForeignMapError):
-                memory.read(huge.stop - 1, 1)
+def test_a_guest_of_any_size_is_attached_at_once(foreign: ForeignMemory, guest: int) -> None:
+    huge = range(RAM.start, RAM.start + ADDRESS_SPACE)
+    with foreign.attach(guest, [huge], writable=True) as memory:
+        assert (memory.mapped_bytes, mappings()) == (0, 0)
+        assert len(memory.read(RAM.start + 16 * MIB, 64)) == 64
+        with pytest.raises(ForeignMapError):
+            memory.read(huge.stop - 1, 1)
 
 
 def test_it_stands_in_a_table_beside_a_shared_file(memory: AttachedMemory) -> None:
@@ -168,18 +181,19 @@ def test_it_stands_in_a_table_beside_a_shared_file(memory: AttachedMemory) -> No
         assert memory.read(RAM.start + 32 * MIB, 12) == b"in the guest"
 
 
-def test_without_writable_it_is_only_read(guest: int) -> None:
-    with ForeignMemory() as foreign, foreign.attach(guest, [RAM]) as memory:
+def test_without_writable_it_is_only_read(foreign: ForeignMemory, guest: int) -> None:
+    with foreign.attach(guest, [RAM]) as memory:
         assert memoryview(memory.view(RAM.start, 1)).readonly
         with pytest.raises(ReadOnlyMemoryError):
             memory.write(RAM.start, b"x")
 
 
-def test_a_domain_that_is_destroyed_while_attached_takes_nobody_down(tmp_path: Path) -> None:
-    domid = make_guest(tmp_path, "doomed")
-    with ForeignMemory() as foreign, foreign.attach(domid, [RAM]) as memory:
+def test_a_domain_that_is_destroyed_while_attached_takes_nobody_down(
+    hypervisor: SimulatedXen | None, foreign: ForeignMemory, doomed: Guest
+) -> None:
+    with foreign.attach(doomed.domid, [RAM]) as memory:
         content = memory.read(RAM.start + 16 * MIB, FRAME)
-        xl("destroy", str(domid))
+        doomed.destroy()
         assert memory.read(RAM.start + 16 * MIB, FRAME) == content, "what is mapped stays"
         with pytest.raises(ForeignMapError):
             memory.read(RAM.start + 64 * MIB, 1)
@@ -188,28 +202,28 @@ def test_a_domain_that_is_destroyed_while_attached_takes_nobody_down(tmp_path: P
             memory.read(RAM.start + 16 * MIB, 1)
         assert caught.value.errno == errno.ESRCH
         assert (memory.mapped_bytes, mappings()) == (0, 0)
-    assert f" {domid} " not in xl("list"), "nothing of ours keeps it"
+    if hypervisor is None:
+        assert f" {doomed.domid} " not in xl("list"), "nothing of ours keeps it"
 
 
-def test_a_domain_that_is_not_there_is_found_when_it_is_touched() -> None:
-    with ForeignMemory() as foreign, foreign.attach(0x7000, [RAM]) as memory:
+def test_a_domain_that_is_not_there_is_found_when_it_is_touched(foreign: ForeignMemory) -> None:
+    with foreign.attach(0x7000, [RAM]) as memory:
         with pytest.raises(ForeignMapError, match="no such domain") as caught:
             memory.read(RAM.start, 1)
         assert caught.value.errno == errno.ESRCH
 
 
-def test_a_restricted_device_attaches_to_its_own_domain_alone(guest: int) -> None:
-    with ForeignMemory() as foreign:
-        foreign.restrict(guest)
-        with foreign.attach(guest, [RAM]) as memory:
-            assert memory.read(RAM.start, 1)
-        with foreign.attach(0, [RAM]) as other, pytest.raises(ForeignMapError) as caught:
-            other.read(RAM.start, 1)
-        assert caught.value.errno == errno.EPERM
+def test_a_restricted_device_attaches_to_its_own_domain_alone(foreign: ForeignMemory, guest: int) -> None:
+    foreign.restrict(guest)
+    with foreign.attach(guest, [RAM]) as memory:
+        assert memory.read(RAM.start, 1)
+    with foreign.attach(0, [RAM]) as other, pytest.raises(ForeignMapError) as caught:
+        other.read(RAM.start, 1)
+    assert caught.value.errno == errno.EPERM
 
 
-def test_it_outlives_its_device_and_a_view_keeps_it_open(guest: int) -> None:
-    with ForeignMemory() as foreign:
+def test_it_outlives_its_device_and_a_view_keeps_it_open(hypervisor: SimulatedXen | None, guest: int) -> None:
+    with ForeignMemory(hypervisor=hypervisor) as foreign:
         memory = foreign.attach(guest, [RAM])
     view = memory.view(RAM.start + 2 * WINDOW, 8)
     with pytest.raises(BufferError):
@@ -237,35 +251,37 @@ def test_a_child_after_fork_is_told_that_it_has_no_memory(memory: AttachedMemory
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_windows_that_come_and_go_leave_nothing_behind(guest: int) -> None:
+def test_windows_that_come_and_go_leave_nothing_behind(hypervisor: SimulatedXen | None, guest: int) -> None:
     gc.collect()
     before = mappings(), len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(20):
-        with ForeignMemory() as foreign, foreign.attach(guest, [RAM], limit=8 * WINDOW) as memory:
+        with (
+            ForeignMemory(hypervisor=hypervisor) as foreign,
+            foreign.attach(guest, [RAM], limit=8 * WINDOW) as memory,
+        ):
             for index in range(50):
                 memory.read(RAM.start + index * WINDOW, 1)
     assert (mappings(), len(list(Path("/proc/self/fd").iterdir()))) == before
 
 
-def test_ranges_that_are_none_are_refused(guest: int) -> None:
-    with ForeignMemory() as foreign:
-        for ranges in ([range(1, FRAME)], [range(0)], [RAM, RAM]):
-            with pytest.raises(MemoryTableError):
-                foreign.attach(guest, ranges)
-        with pytest.raises(ValueError, match="no ranges"):
-            foreign.attach(guest, [])
-        with pytest.raises(ValueError, match="no step"):
-            foreign.attach(guest, [range(0, 16 * FRAME, FRAME)])
+def test_ranges_that_are_none_are_refused(foreign: ForeignMemory, guest: int) -> None:
+    for ranges in ([range(1, FRAME)], [range(0)], [RAM, RAM]):
+        with pytest.raises(MemoryTableError):
+            foreign.attach(guest, ranges)
+    with pytest.raises(ValueError, match="no ranges"):
+        foreign.attach(guest, [])
+    with pytest.raises(ValueError, match="no step"):
+        foreign.attach(guest, [range(0, 16 * FRAME, FRAME)])
 
 
-def test_without_ranges_the_xenstore_says_where_its_ram_is(guest: int) -> None:
-    with ForeignMemory() as foreign:
-        with foreign.attach(guest) as memory:
-            assert [(one.guest_address, one.size) for one in memory.regions] == [(RAM.start, len(RAM))]
-            assert memory.read(RAM.start + 16 * MIB, 1)
-        with pytest.raises(ForeignMapError, match="there is no domain 28672") as caught:
-            foreign.attach(0x7000)
-        assert caught.value.errno == errno.ESRCH
+@pytest.mark.dom0("pv")
+def test_without_ranges_the_xenstore_says_where_its_ram_is(foreign: ForeignMemory, guest: int) -> None:
+    with foreign.attach(guest) as memory:
+        assert [(one.guest_address, one.size) for one in memory.regions] == [(RAM.start, len(RAM))]
+        assert memory.read(RAM.start + 16 * MIB, 1)
+    with pytest.raises(ForeignMapError, match="there is no domain 28672") as caught:
+        foreign.attach(0x7000)
+    assert caught.value.errno == errno.ESRCH
 
 
 def test_a_virtqueue_runs_in_a_guests_memory(memory: AttachedMemory) -> None:

@@ -1,5 +1,8 @@
 //! For tests: a domain whose vCPUs are ours to move, behind the calls of an IOREQ server.
 //!
+//! It is not the simulation of `sim`, because it does what Xen never does, or not here: requests that break the rules, states
+//! out of their order, pages that are frames of the guest, a kernel that takes eventfds.
+//!
 //! # Safety
 //! It maps its page where the device would: in ranges that its caller reserved.
 #![allow(unsafe_code)]

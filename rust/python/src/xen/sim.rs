@@ -186,10 +186,9 @@ impl SimulatedDomain {
 
     /// What the guest reads.
     fn read<'py>(&self, py: Python<'py>, address: u64, size: usize) -> Result<Bound<'py, PyBytes>, Error> {
-        let mut bytes = Vec::new();
-        let room = bytes.try_reserve_exact(size);
-        room.map_err(|error| PyValueError::new_err(format!("size {size}: {error}")))?;
-        bytes.resize(size, 0);
+        // Before there is room for it: the guest may have less memory than that.
+        self.0.check(address, size)?;
+        let mut bytes = vec![0; size];
         py.detach(|| self.0.read(address, &mut bytes))?;
         Ok(PyBytes::new(py, &bytes))
     }

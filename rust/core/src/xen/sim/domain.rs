@@ -33,6 +33,9 @@ fn magic_frame(kind: Kind) -> u64 {
     }
 }
 
+/// How many frames a domain can get at once: each costs an entry of a table.
+const MOST_POPULATED: u64 = 1 << 18;
+
 /// What a domain is made of.
 #[derive(Clone, Debug)]
 pub struct NewDomain {
@@ -211,6 +214,15 @@ impl Domain {
         Ok(pieces)
     }
 
+    /// Has the guest RAM at all of these guest physical addresses?
+    ///
+    /// # Errors
+    /// EFAULT where it has none; ESRCH once it is destroyed.
+    pub fn check(&self, address: u64, len: usize) -> Result<(), CallError> {
+        let what = format!("accessing {len} bytes at {address:#x}");
+        self.pieces(address, len).map(drop).map_err(self.refused(what))
+    }
+
     /// What the guest reads at a guest physical address.
     ///
     /// # Errors
@@ -275,8 +287,13 @@ impl Domain {
     /// as it is.
     ///
     /// # Errors
-    /// ESRCH once it is destroyed; no memory.
+    /// [`CallError::Argument`] for more than 2^18 at once; ESRCH once it is destroyed; no memory.
     pub fn populate(&self, frames: Range<u64>) -> Result<(), CallError> {
+        let count = frames.end.saturating_sub(frames.start);
+        if count > MOST_POPULATED {
+            let text = format!("{count} frames: up to {MOST_POPULATED} can be populated at once");
+            return Err(CallError::Argument(text));
+        }
         self.frames("populating", frames, |known, mut frames| {
             frames.try_for_each(|frame| known.populate(frame))
         })
