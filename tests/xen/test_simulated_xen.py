@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -355,3 +355,59 @@ def test_something_else_is_no_hypervisor() -> None:
 def test_a_simulated_device_has_no_descriptor(foreign: ForeignMemory) -> None:
     with pytest.raises(ValueError, match="no descriptor"):
         foreign.fileno()
+
+
+def test_threads_do_not_stand_in_each_others_way(
+    xen: SimulatedXen, guest: SimulatedDomain, first: int
+) -> None:
+    """Mapping, granting, waking and accessing at the same time, each to its own end."""
+    failures: list[BaseException] = []
+
+    def map_and_give_back(own: int) -> None:
+        with ForeignMemory(hypervisor=xen) as foreign:
+            for turn in range(100):
+                guest.balloon_out(own)
+                guest.populate(own)
+                guest.write(own * PAGE, bytes([turn]))
+                with foreign.map(guest.domid, [own]) as memory:
+                    assert memory.read(0, 1) == bytes([turn])
+
+    def grant_and_take_back(own: int) -> None:
+        with GrantTable(hypervisor=xen) as grants:
+            for _ in range(100):
+                reference = guest.grant(own)
+                grants.map(guest.domid, reference).close()
+                guest.end_grant(reference)
+
+    def wake(_own: int) -> None:
+        with EventChannels(hypervisor=xen) as dom0, EventChannels(hypervisor=guest) as inside:
+            for _ in range(100):
+                port = dom0.bind_unbound(guest.domid)
+                inside.notify(inside.bind_interdomain(0, port))
+                assert dom0.pending(60.0) == [port]
+                dom0.unbind(port)
+
+    def access(_own: int) -> None:
+        with IoreqServer(guest.domid, hypervisor=xen) as server:
+            server.map_memory(MMIO, 0x1000)
+            for turn in range(100):
+                read = guest.start_load(MMIO)
+                [request] = server.requests(60.0)
+                request.answer(turn)
+                assert read.result() == turn
+
+    def kept(work: Callable[[int], None], own: int) -> None:
+        try:
+            work(own)
+        except BaseException as error:
+            failures.append(error)
+
+    works = [map_and_give_back, map_and_give_back, grant_and_take_back, grant_and_take_back, wake, access]
+    threads = [
+        threading.Thread(target=kept, args=(work, first + 16 + index)) for index, work in enumerate(works)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
