@@ -30,7 +30,7 @@ from .privcmd_calls import (
     touch,
 )
 
-pytestmark = pytest.mark.dom0("pv", "aarch64")
+pytestmark = pytest.mark.dom0("pv", "pvh", "aarch64")
 
 PRIVCMD_FLAGS = {"io", "dc", "de", "dd"}
 """VM_IO, VM_DONTCOPY, VM_DONTEXPAND, VM_DONTDUMP."""
