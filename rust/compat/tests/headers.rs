@@ -160,6 +160,7 @@ fn device_model_operations() {
         ("XEN_DMOP_set_ioreq_server_state", SET_IOREQ_SERVER_STATE.into()),
         ("XEN_DMOP_destroy_ioreq_server", DESTROY_IOREQ_SERVER.into()),
         ("XEN_DMOP_set_isa_irq_level", SET_ISA_IRQ_LEVEL.into()),
+        ("XEN_DMOP_set_pci_intx_level", SET_PCI_INTX_LEVEL.into()),
         ("XEN_DMOP_inject_msi", INJECT_MSI.into()),
         ("XEN_DMOP_set_irq_level", SET_IRQ_LEVEL.into()),
         ("XEN_DMOP_nr_vcpus", NR_VCPUS.into()),
@@ -205,6 +206,16 @@ fn device_model_operations() {
         SetIsaIrqLevel,
         "struct xen_dm_op_set_isa_irq_level",
         isa_irq = "isa_irq",
+        level = "level"
+    );
+    layout!(
+        known,
+        SetPciIntxLevel,
+        "struct xen_dm_op_set_pci_intx_level",
+        pci_domain = "domain",
+        bus = "bus",
+        device = "device",
+        pin = "intx",
         level = "level"
     );
     layout!(known, InjectMsi, "struct xen_dm_op_inject_msi", data = "data", address = "addr");

@@ -18,8 +18,8 @@ use crate::xen::{
     abi::dm_op::{
         CREATE_IOREQ_SERVER, CreateIoreqServer, DESTROY_IOREQ_SERVER, DestroyIoreqServer, DmOp,
         GET_IOREQ_SERVER_INFO, GetIoreqServerInfo, INJECT_MSI, InjectMsi, IoreqServerRange, MAP_IO_RANGE,
-        NR_VCPUS, NrVcpus, SET_IOREQ_SERVER_STATE, SET_IRQ_LEVEL, SET_ISA_IRQ_LEVEL, SetIoreqServerState,
-        SetIrqLevel, UNMAP_IO_RANGE,
+        NR_VCPUS, NrVcpus, SET_IOREQ_SERVER_STATE, SET_IRQ_LEVEL, SET_ISA_IRQ_LEVEL, SET_PCI_INTX_LEVEL,
+        SetIoreqServerState, SetIrqLevel, UNMAP_IO_RANGE,
     },
 };
 
@@ -78,6 +78,8 @@ impl DeviceModelCalls for SimulatedPrivcmd {
                 *op = DmOp::new(op.op, &NrVcpus { vcpus });
                 Ok(())
             }
+            // There are no HVM guests here, and for a PVH one, which has no PCI interrupts, Xen does nothing.
+            SET_PCI_INTX_LEVEL if kind != Kind::Arm => Ok(()),
             _ => {
                 let signal = interrupt(kind, op)?;
                 state.get(domain)?.signals.push(signal);
