@@ -11,7 +11,10 @@
 
 use std::{fmt, ptr::NonNull, sync::Arc};
 
-use super::{error::MapError, fork::Owner};
+use super::{
+    error::{MapError, MemoryError},
+    fork::Owner,
+};
 
 /// How the bytes of a mapping are reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +58,14 @@ pub enum Access {
 pub trait Hold: fmt::Debug + Send + Sync {
     /// True once an access faulted and zeroes were put in the place of what is gone. It stays true.
     fn poisoned(&self) -> bool;
+
+    /// Brings to the guest what was written to a copy of its memory, where a lease for a request is one. It does so once.
+    ///
+    /// # Errors
+    /// The guest's memory cannot be written.
+    fn settle(&self) -> Result<(), MemoryError> {
+        Ok(())
+    }
 }
 
 /// What backs a region of guest memory.
@@ -84,6 +95,17 @@ pub trait Backing: Hold {
     ///
     /// The caller has checked that the range is not empty, lies inside, and may be written if it asks so.
     fn lease(self: Arc<Self>, offset: u64, len: u64, access: Access) -> Result<Lease, MapError>;
+
+    /// Makes several ranges, offset and length of each, reachable for one request: as [`lease`](Self::lease) does with each, or
+    /// all at once where that is cheaper. They may be copies: of what is there now, and of what is to be there when the lease is
+    /// [settled](Lease::settle).
+    fn lease_for_request(
+        self: Arc<Self>,
+        ranges: &[(u64, u64)],
+        access: Access,
+    ) -> Result<Vec<Lease>, MapError> {
+        ranges.iter().map(|&(offset, len)| Arc::clone(&self).lease(offset, len, access)).collect()
+    }
 }
 
 /// A lease, or something that holds one and knows more: whom to tell when it ends.
@@ -139,6 +161,14 @@ impl Lease {
     /// Is there no byte?
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// See [`Hold::settle`].
+    ///
+    /// # Errors
+    /// The guest's memory cannot be written.
+    pub fn settle(&self) -> Result<(), MemoryError> {
+        self.hold.as_ref().map_or(Ok(()), |hold| hold.settle())
     }
 
     /// True if the memory went away while it was, or before it was, leased: zeroes stand in for it.

@@ -7,10 +7,12 @@
 //! - A ring leases its three parts when it starts, so its pages stay mapped until it stops, and an access to the ring
 //!   costs what it costs in ordinary memory. A page that is mapped already is not mapped a second time, where what is
 //!   mapped allows what is asked.
-//! - A buffer is leased when its chain is taken: for reading if the device reads it, because the guest grants it for reading
+//! - The buffers of a chain are leased when it is taken: what is short is copied (see `grant_copies`), the rest is mapped, all that is
+//!   read together and all that is written: for reading if the device reads it, because the guest grants it for reading
 //!   only then. It is unmapped when the chain is completed, before the used index is written: a guest does not
 //!   take a page back that is still mapped, and gives the device up (Linux: "still in use by backend domain").
-//! - A reference that is bad is an error of who leases: of the queue whose driver named it.
+//! - A reference that is bad is an error of who leases: of the queue whose driver named it; of who completes, where what was written
+//!   is copied.
 //!
 //! Stop the queues before the reset of a device is answered: then nothing is mapped for it any more.
 //!
@@ -29,6 +31,7 @@ use super::{
     backing::{Access, Backing, Hold, Lease, MemoryKind},
     error::{MapError, MemoryError},
     fork::Owner,
+    grant_copies::copies,
     guest::{GuestMemory, Region},
 };
 use crate::xen::{Grant, GrantCalls, GrantMapping, GrantRequest, UnmapNotify, abi::FRAME};
@@ -77,16 +80,44 @@ struct Entry {
     /// Asked before an `Arc` is made of it: the last one must not be dropped under the lock.
     pages: u64,
     writable: bool,
+    /// Where its first page is in the mapping, in bytes.
+    at: usize,
     pages_of: Weak<Pages>,
 }
 
-/// Pages that are mapped while anybody leases them.
+/// Pages that are mapped while anybody leases them: runs of consecutive references.
 #[derive(Debug)]
 struct Pages {
     mapping: GrantMapping,
-    first: u32,
-    number: u64,
+    runs: Vec<(u32, u64)>,
     cache: Arc<GrantCache>,
+}
+
+/// Consecutive references.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    first: u32,
+    pages: u64,
+}
+
+impl Run {
+    /// Those that a range of addresses spans.
+    fn of(offset: u64, len: u64) -> Result<Self, MapError> {
+        let end = offset.checked_add(len).filter(|&end| len > 0 && end <= GRANT_ADDRESSES);
+        let end = end.ok_or(MapError::BeyondEnd { len, offset, size: GRANT_ADDRESSES })?;
+        let first = (offset / FRAME as u64) as u32;
+        Ok(Self { first, pages: (end - 1) / FRAME as u64 - u64::from(first) + 1 })
+    }
+
+    /// Where the run begins in another that has all of it, in bytes.
+    fn within(self, other: Self) -> Option<usize> {
+        let before = u64::from(self.first.checked_sub(other.first)?);
+        (before + self.pages <= other.pages).then_some(before as usize * FRAME)
+    }
+
+    fn references(self) -> impl Iterator<Item = u32> {
+        (0..self.pages).map(move |page| self.first + page as u32)
+    }
 }
 
 impl GrantCache {
@@ -115,6 +146,10 @@ impl GrantCache {
         self.domain
     }
 
+    pub(super) fn calls(&self) -> &dyn GrantCalls {
+        &*self.calls
+    }
+
     /// How many pages are mapped now; one that is mapped twice, for reading and for writing, counts twice.
     pub fn mapped_pages(&self) -> u64 {
         self.lock().mapped.values().map(|entry| entry.pages).sum()
@@ -125,20 +160,22 @@ impl GrantCache {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Pages from a reference on that somebody leases already.
-    fn find(&self, first: u32, pages: u64, writable: bool) -> Option<Arc<Pages>> {
+    /// Pages that somebody leases already, and where they begin in their mapping.
+    fn find(&self, wanted: Run, writable: bool) -> Option<(Arc<Pages>, usize)> {
         let state = self.lock();
-        let before = state.mapped.range(..=(first, u64::MAX)).rev().take(LOOKED_AT);
-        let mut fitting = before.filter(|((start, _), entry)| {
-            u64::from(first - start) + pages <= entry.pages && (entry.writable || !writable)
+        let before = state.mapped.range(..=(wanted.first, u64::MAX)).rev().take(LOOKED_AT);
+        let mut fitting = before.filter_map(|(&(first, _), entry)| {
+            let inside = wanted.within(Run { first, pages: entry.pages })?;
+            (entry.writable || !writable).then_some((entry, inside))
         });
         // None for one whose last lease is ending.
-        fitting.find_map(|(_, entry)| entry.pages_of.upgrade())
+        fitting.find_map(|(entry, inside)| Some((entry.pages_of.upgrade()?, entry.at + inside)))
     }
 
-    fn map(self: &Arc<Self>, first: u32, pages: u64, writable: bool) -> Result<Arc<Pages>, MapError> {
-        let last = u32::try_from(u64::from(first) + pages - 1).map_err(|_| MapError::Length(pages))?;
-        let grants = (first..=last).map(|reference| Grant { domain: self.domain, reference });
+    /// Maps runs one behind the other.
+    fn map(self: &Arc<Self>, runs: &[Run], writable: bool) -> Result<Arc<Pages>, MapError> {
+        let references = runs.iter().flat_map(|run| run.references());
+        let grants = references.map(|reference| Grant { domain: self.domain, reference });
         let request = GrantRequest {
             grants: &grants.collect::<Vec<_>>(),
             writable,
@@ -149,10 +186,15 @@ impl GrantCache {
         let mapping = GrantMapping::map(&self.calls, &request)?;
         let mut state = self.lock();
         let number = state.next;
-        state.next += 1;
-        let mapped = Arc::new(Pages { mapping, first, number, cache: Arc::clone(self) });
-        let entry = Entry { pages, writable, pages_of: Arc::downgrade(&mapped) };
-        state.mapped.insert((first, number), entry);
+        state.next += runs.len() as u64;
+        let keys = runs.iter().map(|run| run.first).zip(number..).collect();
+        let mapped = Arc::new(Pages { mapping, runs: keys, cache: Arc::clone(self) });
+        let mut at = 0;
+        for (&Run { first, pages }, number) in runs.iter().zip(number..) {
+            let entry = Entry { pages, writable, at, pages_of: Arc::downgrade(&mapped) };
+            state.mapped.insert((first, number), entry);
+            at += pages as usize * FRAME;
+        }
         Ok(mapped)
     }
 }
@@ -186,20 +228,53 @@ impl Backing for GrantCache {
         None
     }
     fn lease(self: Arc<Self>, offset: u64, len: u64, access: Access) -> Result<Lease, MapError> {
-        let end = offset.checked_add(len).filter(|&end| len > 0 && end <= GRANT_ADDRESSES);
-        let end = end.ok_or(MapError::BeyondEnd { len, offset, size: GRANT_ADDRESSES })?;
-        let frame = FRAME as u64;
-        let first = (offset / frame) as u32;
-        let pages = (end - 1) / frame - u64::from(first) + 1;
-        let writable = access == Access::Write;
-        let mapped = match self.find(first, pages, writable) {
-            Some(mapped) => mapped,
-            None => self.map(first, pages, writable)?,
+        let (run, writable) = (Run::of(offset, len)?, access == Access::Write);
+        let (mapped, at) = match self.find(run, writable) {
+            Some(found) => found,
+            None => (self.map(&[run], writable)?, 0),
         };
-        let inside = u64::from(first - mapped.first) * frame + offset % frame;
-        // SAFETY: the mapping has the pages from `first` on, and lives while the lease does.
-        Ok(unsafe { Lease::new(mapped.mapping.base().add(inside as usize), len, mapped) })
+        Ok(lease_of(&mapped, at, offset, len))
     }
+    /// What is short is copied; what is not is mapped together.
+    fn lease_for_request(
+        self: Arc<Self>,
+        ranges: &[(u64, u64)],
+        access: Access,
+    ) -> Result<Vec<Lease>, MapError> {
+        let writable = access == Access::Write;
+        if let Some(leases) = copies(&self, ranges, access) {
+            return Ok(leases);
+        }
+        let mut runs: Vec<Run> = Vec::new();
+        let mut bytes = 0;
+        // Each is in what is mapped already, or at a place in what will be.
+        let mut places = Vec::with_capacity(ranges.len());
+        for &(offset, len) in ranges {
+            let run = Run::of(offset, len)?;
+            if let Some(found) = self.find(run, writable) {
+                places.push(Ok(found));
+                continue;
+            }
+            places.push(Err(bytes));
+            bytes += run.pages as usize * FRAME;
+            runs.push(run);
+        }
+        let mapped = if runs.is_empty() { None } else { Some(self.map(&runs, writable)?) };
+        let leases = ranges.iter().zip(places).filter_map(|(&(offset, len), place)| {
+            Some(match place {
+                Ok((found, at)) => lease_of(&found, at, offset, len),
+                Err(at) => lease_of(mapped.as_ref()?, at, offset, len),
+            })
+        });
+        Ok(leases.collect())
+    }
+}
+
+/// A lease on a range whose first page begins at `at` in a mapping that has all of its pages.
+fn lease_of(mapped: &Arc<Pages>, at: usize, offset: u64, len: u64) -> Lease {
+    let inside = at + (offset % FRAME as u64) as usize;
+    // SAFETY: the mapping has the pages of the range from there on, and lives while the lease does.
+    unsafe { Lease::new(mapped.mapping.base().add(inside), len, Arc::clone(mapped) as Arc<dyn Hold>) }
 }
 
 impl Hold for Pages {
@@ -212,7 +287,10 @@ impl Drop for Pages {
     fn drop(&mut self) {
         // In a child another thread of its parent may have held the lock.
         if self.cache.owner.is_this_process() {
-            self.cache.lock().mapped.remove(&(self.first, self.number));
+            let mut state = self.cache.lock();
+            for run in &self.runs {
+                state.mapped.remove(run);
+            }
         }
         // Then the mapping goes: when the lease's drop returns, the guest may have its pages back.
     }

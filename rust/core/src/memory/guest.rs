@@ -204,6 +204,42 @@ impl GuestMemory {
         lease.map_err(|source| MemoryError::Unreachable { address, len, source })
     }
 
+    /// Makes ranges of guest addresses, address and length of each, reachable for one request, each by one pointer. They may be
+    /// copies: of what is there now, and of what is to be there when the leases are [settled](Lease::settle).
+    ///
+    /// # Errors
+    /// Those of [`GuestMemory::lease`], for the first range that has one.
+    pub fn lease_for_request(
+        &self,
+        ranges: &[(u64, u64)],
+        access: Access,
+    ) -> Result<Vec<Lease>, MemoryError> {
+        let one_by_one = || ranges.iter().map(|&(address, len)| self.lease(address, len, access)).collect();
+        let Some(&(first, _)) = ranges.first() else { return Ok(Vec::new()) };
+        self.check_owner()?;
+        let Some(region) =
+            self.regions().iter().find(|region| first.wrapping_sub(region.guest_address) < region.len)
+        else {
+            return one_by_one();
+        };
+        let inside = |&(address, len): &(u64, u64)| {
+            let offset = address.wrapping_sub(region.guest_address);
+            (len > 0 && offset < region.len && len <= region.len - offset).then_some((offset, len))
+        };
+        let allowed = access == Access::Read || region.backing.writable();
+        let Some(offsets) = ranges.iter().map(inside).collect::<Option<Vec<_>>>().filter(|_| allowed) else {
+            return one_by_one();
+        };
+        // Together they fail without saying which of them did.
+        Arc::clone(&region.backing).lease_for_request(&offsets, access).or_else(|_| one_by_one())
+    }
+
+    /// Does this range lie in one region, which is mapped only on demand?
+    pub fn is_on_demand(&self, address: u64, len: u64) -> bool {
+        len > 0
+            && matches!(self.covering(address, len, Access::Read), Ok([region]) if region.backing.resident().is_none())
+    }
+
     /// Says whether a range can be accessed, without touching it.
     ///
     /// # Errors

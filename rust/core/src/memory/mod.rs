@@ -21,6 +21,7 @@ mod error;
 mod fault;
 mod fork;
 mod grant_cache;
+mod grant_copies;
 mod guest;
 mod mapped;
 mod mapping;

@@ -161,8 +161,13 @@ impl VirtQueue {
         }
         let ring = inner.split().ok_or(ChainError::Stale { head })?;
         // A chain of exactly 2^32 writable bytes claims one less: the field has no room for it.
-        if !ring.put(head, u32::try_from(written).unwrap_or(u32::MAX)) {
-            return Err(ChainError::Completed { head });
+        match ring.put(head, u32::try_from(written).unwrap_or(u32::MAX)) {
+            Ok(true) => {}
+            Ok(false) => return Err(ChainError::Completed { head }),
+            Err(error) => {
+                inner.fail(*error);
+                return Err(ChainError::Fault { head });
+            }
         }
         let call = ring.publish();
         inner.counters.chains += 1;
@@ -178,7 +183,8 @@ impl VirtQueue {
     }
 
     /// Puts chains in the used ring, each with its head, the bytes written and the bytes read; publishes
-    /// them together and calls at most once. `None` when the generation has ended.
+    /// them together and calls at most once. `None` when the generation has ended, or ends with a chain whose memory cannot be
+    /// written.
     pub(super) fn complete_all(
         &self,
         generation: u64,
@@ -190,11 +196,19 @@ impl VirtQueue {
         }
         let mut counters = inner.counters;
         let ring = inner.split()?;
+        let mut failure = None;
         for (head, written, read) in chains {
-            if ring.put(head, u32::try_from(written).unwrap_or(u32::MAX)) {
-                counters.chains = counters.chains.wrapping_add(1);
-                counters.bytes_read = counters.bytes_read.wrapping_add(read);
-                counters.bytes_written = counters.bytes_written.wrapping_add(written);
+            match ring.put(head, u32::try_from(written).unwrap_or(u32::MAX)) {
+                Ok(true) => {
+                    counters.chains = counters.chains.wrapping_add(1);
+                    counters.bytes_read = counters.bytes_read.wrapping_add(read);
+                    counters.bytes_written = counters.bytes_written.wrapping_add(written);
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    failure = Some(*error);
+                    break;
+                }
             }
         }
         let call = ring.publish();
@@ -202,7 +216,13 @@ impl VirtQueue {
         if call {
             inner.call();
         }
-        Some(())
+        match failure {
+            None => Some(()),
+            Some(error) => {
+                inner.fail(error);
+                None
+            }
+        }
     }
 
     /// A batch ends; see [`Self::give_back`].

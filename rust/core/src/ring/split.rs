@@ -220,30 +220,31 @@ impl SplitRing {
         self.next_available = self.next_available.wrapping_add(1);
     }
 
-    /// Writes a used entry, or holds it back until its turn. False when the chain is not kept (any more).
+    /// Writes a used entry, or holds it back until its turn. False when the chain is not kept (any more). An error when what was
+    /// written cannot be brought to the guest: then the driver does not get the chain.
     #[inline(always)]
-    pub(super) fn put(&mut self, head: u16, written: u32) -> bool {
+    pub(super) fn put(&mut self, head: u16, written: u32) -> Result<bool, Refusal> {
         if self.features.in_order {
             return self.put_in_order(head, written);
         }
         if !self.in_flight.complete(head) {
-            return false;
+            return Ok(false);
         }
-        self.walker.let_go(head);
+        self.walker.finish(head)?;
         self.write_used(head, written);
-        true
+        Ok(true)
     }
 
     #[cold]
-    fn put_in_order(&mut self, head: u16, written: u32) -> bool {
+    fn put_in_order(&mut self, head: u16, written: u32) -> Result<bool, Refusal> {
         if !self.in_flight.hold(head, written) {
-            return false;
+            return Ok(false);
         }
-        self.walker.let_go(head);
+        self.walker.finish(head)?;
         while let Some((head, written)) = self.in_flight.release() {
             self.write_used(head, written);
         }
-        true
+        Ok(true)
     }
 
     #[inline(always)]

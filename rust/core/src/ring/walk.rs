@@ -5,7 +5,7 @@
 //! translated, leased or copied for all of its own. An index is checked before it is used.
 #![allow(unsafe_code)]
 
-use std::collections::HashMap;
+use std::{collections::HashMap, mem, ptr};
 
 use super::{
     RingFeatures,
@@ -31,6 +31,8 @@ pub(super) struct Walker {
     /// What is mapped for single chains only, by head: given back before the driver gets the chain. None
     /// for memory that is always mapped.
     leases: HashMap<u16, Vec<Lease>>,
+    /// Buffers of the chain at hand that are yet to be mapped: all of them together.
+    pending: Vec<Pending>,
     /// The copy of an indirect table that does not lie in one region, or is not aligned.
     gathered: Vec<u64>,
 }
@@ -50,6 +52,7 @@ impl Walker {
             descriptors,
             size,
             leases: HashMap::new(),
+            pending: Vec::new(),
             gathered: Vec::new(),
         }
     }
@@ -74,15 +77,30 @@ impl Walker {
         }
     }
 
+    /// Brings to the guest what was written for this chain to copies, then lets go.
+    #[inline(always)]
+    pub(super) fn finish(&mut self, head: u16) -> Result<(), Refusal> {
+        if self.leases.is_empty() { Ok(()) } else { self.settle(head) }
+    }
+
+    #[cold]
+    fn settle(&mut self, head: u16) -> Result<(), Refusal> {
+        let leases = self.leases.remove(&head).unwrap_or_default();
+        let settled = leases.iter().try_for_each(Lease::settle);
+        settled.map_err(|error| bad_buffer(head, 0, 0, error))
+    }
+
     /// Follows the descriptors of a chain, checks and translates each.
     #[inline(always)]
     pub(super) fn walk(&mut self, head: u16, segments: &mut Vec<Segment>) -> Result<Extent, Refusal> {
         let mut trail = Trail { head, first: segments.len(), ..Trail::default() };
         let entries = self.size.into();
         match self.follow::<false>(self.descriptors, entries, head, &mut trail, segments)? {
-            Some(table) => self.walk_table(table, trail, segments),
-            None => trail.end(segments.len()),
+            Some(table) => return self.walk_table(table, trail, segments),
+            None if self.pending.is_empty() => {}
+            None => self.map_pending(head, segments)?,
         }
+        trail.end(segments.len())
     }
 
     #[inline(never)]
@@ -101,6 +119,9 @@ impl Walker {
             _ => self.reach_table(head, address, len)?,
         };
         self.follow::<true>(table, len / layout::DESCRIPTOR as u32, 0, &mut trail, segments)?;
+        if !self.pending.is_empty() {
+            self.map_pending(head, segments)?;
+        }
         trail.end(segments.len())
     }
 
@@ -182,22 +203,42 @@ impl Walker {
         writable: bool,
         segments: &mut Vec<Segment>,
     ) -> Result<(), Refusal> {
+        if self.memory.is_on_demand(address, len.into()) {
+            self.pending.push(Pending { segment: segments.len(), address, len });
+            segments.push(Segment { base: ptr::null_mut(), len, writable });
+            return Ok(());
+        }
         let access = if writable { Access::Write } else { Access::Read };
         let mut leases = Vec::new();
         let reached = self.memory.reach(address, len.into(), access, &mut leases, |base, len| {
             // A piece is not longer than the buffer.
             segments.push(Segment { base: base.as_ptr(), len: len as u32, writable });
         });
-        reached.map_err(|error| {
-            refuse(match error {
-                MemoryError::ReadOnly { .. } => RingError::BufferReadOnly { head, address, len },
-                MemoryError::Unreachable { address, len, source } => {
-                    RingError::Unreachable { address, len, source: source.into() }
-                }
-                _ => RingError::BufferAddress { head, address, len },
-            })
-        })?;
+        reached.map_err(|error| bad_buffer(head, address, len, error))?;
         self.keep(head, leases);
+        Ok(())
+    }
+
+    /// Maps the buffers of a chain that are mapped only on demand, those for each kind of access together.
+    #[cold]
+    fn map_pending(&mut self, head: u16, segments: &mut [Segment]) -> Result<(), Refusal> {
+        let pending = mem::take(&mut self.pending);
+        for (access, writable) in [(Access::Read, false), (Access::Write, true)] {
+            let is_wanted =
+                |one: &&Pending| segments.get(one.segment).is_some_and(|it| it.writable == writable);
+            let wanted: Vec<Pending> = pending.iter().filter(is_wanted).copied().collect();
+            let ranges: Vec<_> = wanted.iter().map(|one| (one.address, u64::from(one.len))).collect();
+            let leases = self.memory.lease_for_request(&ranges, access).map_err(|error| {
+                let Pending { address, len, .. } = wanted.first().copied().unwrap_or_default();
+                bad_buffer(head, address, len, error)
+            })?;
+            for (one, lease) in wanted.iter().zip(&leases) {
+                if let Some(segment) = segments.get_mut(one.segment) {
+                    segment.base = lease.base().as_ptr();
+                }
+            }
+            self.keep(head, leases);
+        }
         Ok(())
     }
 
@@ -215,7 +256,8 @@ impl Walker {
                 _ => RingError::IndirectAddress { head, address, len },
             })
         };
-        match self.memory.lease(address, len.into(), Access::Read) {
+        let leased = self.memory.lease_for_request(&[(address, len.into())], Access::Read);
+        match leased.map(|mut leases| leases.pop().unwrap_or_else(Lease::empty)) {
             Ok(lease) if lease.base().cast::<u64>().is_aligned() => {
                 let base = lease.base().as_ptr();
                 self.keep(head, vec![lease]);
@@ -237,6 +279,31 @@ impl Walker {
             self.leases.entry(head).or_default().append(&mut leases);
         }
     }
+}
+
+/// A buffer that is yet to be mapped.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pending {
+    /// Which segment it is.
+    segment: usize,
+    address: u64,
+    len: u32,
+}
+
+/// Why a buffer cannot be reached; which it is, where the error does not say.
+#[cold]
+fn bad_buffer(head: u16, address: u64, len: u32, error: MemoryError) -> Refusal {
+    refuse(match error {
+        // A buffer is not longer than 2^32 - 1.
+        MemoryError::ReadOnly { address, len } => {
+            RingError::BufferReadOnly { head, address, len: len as u32 }
+        }
+        MemoryError::Fault { .. } => RingError::MemoryFault,
+        MemoryError::Unreachable { address, len, source } => {
+            RingError::Unreachable { address, len, source: source.into() }
+        }
+        _ => RingError::BufferAddress { head, address, len },
+    })
 }
 
 /// A broken rule, kept small: the way of a chain that breaks none shall not make room for it.

@@ -6,6 +6,8 @@
 //! Segments have addresses of a [`Source`] or a [`Target`], which are borrowed across the call.
 #![allow(unsafe_code)]
 
+use std::ptr::NonNull;
+
 use rustix::io::Errno;
 
 use super::{
@@ -15,7 +17,7 @@ use super::{
     },
     gntdev::{Grant, GrantCalls},
 };
-use crate::memory::{Source, Target};
+use crate::memory::{Access, Source, Target};
 
 /// A page of which nothing was copied, or less than was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,6 +151,44 @@ pub fn copy_to_grants(
     });
     // SAFETY: the pieces together are as long as the source, which may be read during the call.
     unsafe { run(calls, segments.collect(), &pieces) }
+}
+
+/// Copies between ranges of a domain's granted pages and our memory, in one call. A range is an offset into all that the domain can
+/// grant, 4096 bytes for each reference, and a length; ours lie one behind the other, each filled up to a multiple of `align` bytes.
+/// False where anything was refused.
+///
+/// # Safety
+/// From `ours` on there is room for all ranges; for [`Access::Read`], which copies to it, it is nobody else's during the call.
+pub(crate) unsafe fn copy_ranges(
+    calls: &dyn GrantCalls,
+    domain: u16,
+    ranges: &[(u64, u64)],
+    ours: NonNull<u8>,
+    align: u64,
+    access: Access,
+) -> bool {
+    let frame = FRAME as u64;
+    let mut address = ours.as_ptr() as u64;
+    let mut segments = Vec::with_capacity(ranges.len());
+    for &(offset, len) in ranges {
+        let mut done = 0;
+        while done < len {
+            let at = offset + done;
+            let piece = (frame - at % frame).min(len - done);
+            let Ok(reference) = u32::try_from(at / frame) else { return false };
+            let granted = grant_end(domain, reference, (at % frame) as u16);
+            let (source, target, flags) = match access {
+                Access::Read => (granted, address + done, COPY_SOURCE_GRANT),
+                Access::Write => (address + done, granted, COPY_TARGET_GRANT),
+            };
+            segments.push(CopySegment { source, target, len: piece as u16, flags, status: 0, padding: 0 });
+            done += piece;
+        }
+        address += len.next_multiple_of(align);
+    }
+    // SAFETY: each segment lies in the room that the caller promises.
+    let copied = unsafe { calls.copy(&mut segments) };
+    copied.is_ok() && segments.iter().all(|segment| segment.status == 0)
 }
 
 /// Do these bytes lie in the pages?

@@ -37,6 +37,7 @@ pub(crate) use foreign::{fill, refused};
 pub use gntalloc::{Gntalloc, ShareCalls};
 pub use gntdev::{Gntdev, Grant, GrantCalls, UnmapNotify};
 pub use grant::{GrantFailure, GrantMapError, GrantMapping, GrantRequest};
+pub(crate) use grant_copy::copy_ranges;
 pub use grant_copy::{CopyFailure, GrantCopyError, check_copy, copy_from_grants, copy_to_grants};
 pub use hypercall::{BufferKind, HypercallBuffer};
 pub use ioreq::{

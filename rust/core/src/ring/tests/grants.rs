@@ -28,6 +28,8 @@ const QUESTION: u32 = 40;
 const TABLE: u32 = 41;
 const ANSWER: u32 = 42;
 const BAD: u32 = 44;
+/// A buffer that is mapped, and not copied. (Here nothing can be copied, so what the device reads is mapped in any case.)
+const LONG: u32 = 4164;
 
 /// The fake, and the used index at each moment at which the device gave something back.
 #[derive(Debug, Default)]
@@ -137,13 +139,14 @@ fn buffers_are_mapped_as_they_are_granted_and_given_back_before_the_used_index()
     let mut guest = Guest::new().start();
     assert_eq!(guest.cache.mapped_pages(), 2, "the ring's two pages, of which one has two parts");
     guest.calls.fake.write(grant(QUESTION), 5, b"question");
-    guest.chain(&[(at(QUESTION, 5), 8, 0), (at(ANSWER, 4092), 8, WRITE)]);
+    guest.chain(&[(at(QUESTION, 5), 8, 0), (at(ANSWER, 8192 - u64::from(LONG)), LONG, WRITE)]);
     let mut chain = guest.queue.pop().unwrap().unwrap();
     assert_eq!(guest.cache.mapped_pages(), 2 + 1 + 2);
     let maps = guest.calls.fake.maps();
     assert_eq!(maps[maps.len() - 2..], [(vec![QUESTION], false), (vec![ANSWER, ANSWER + 1], true)]);
     let mut question = [0; 8];
     chain.read(&mut question).unwrap();
+    chain.write(&[0; 64]).unwrap();
     chain.write(b"answered").unwrap();
     assert_eq!((&question, guest.given_back()), (b"question", vec![]));
     chain.complete(None).unwrap();
@@ -151,7 +154,7 @@ fn buffers_are_mapped_as_they_are_granted_and_given_back_before_the_used_index()
     assert_eq!(guest.calls.fake.read(grant(ANSWER + 1), 0, 4), b"ered");
     assert_eq!(guest.cache.mapped_pages(), 2, "the ring is mapped still");
     let maps = guest.calls.fake.maps().len();
-    guest.chain(&[(at(ANSWER, 0), 4, WRITE)]);
+    guest.chain(&[(at(ANSWER, 0), LONG, WRITE)]);
     guest.queue.pop_batch(8, BatchLayout::default()).unwrap().unwrap().complete().unwrap();
     assert_eq!(guest.calls.fake.maps().len(), maps + 1, "one more chain, one more buffer");
     assert_eq!(guest.given_back(), [(ANSWER, 1)]);
@@ -160,7 +163,7 @@ fn buffers_are_mapped_as_they_are_granted_and_given_back_before_the_used_index()
 #[test]
 fn a_stopped_queue_has_nothing_mapped_kept_chains_included() {
     let mut guest = Guest::new().start();
-    guest.chain(&[(at(ANSWER, 0), 4, WRITE)]);
+    guest.chain(&[(at(ANSWER, 0), LONG, WRITE)]);
     let mut kept = guest.queue.pop().unwrap().unwrap();
     guest.queue.stop();
     assert_eq!((guest.calls.fake.announced(), guest.cache.mapped_pages()), (0, 0));
@@ -172,10 +175,10 @@ fn a_stopped_queue_has_nothing_mapped_kept_chains_included() {
 #[test]
 fn an_indirect_table_is_mapped_with_its_chain() {
     let mut guest = Guest::new().start();
-    guest.table(TABLE, &[(at(QUESTION, 0), 4, 0), (at(ANSWER, 0), 4, WRITE)]);
+    guest.table(TABLE, &[(at(QUESTION, 0), 4, 0), (at(ANSWER, 0), LONG, WRITE)]);
     guest.chain(&[(at(TABLE, 0), 32, INDIRECT)]);
     let mut chain = guest.queue.pop().unwrap().unwrap();
-    assert_eq!(guest.cache.mapped_pages(), 2 + 3);
+    assert_eq!(guest.cache.mapped_pages(), 2 + 2 + 2);
     chain.complete(None).unwrap();
     assert_eq!(guest.cache.mapped_pages(), 2);
 }
@@ -201,7 +204,7 @@ fn a_bad_reference_in_a_descriptor_is_named_and_fails_its_queue_alone() {
         text.contains("1 of 3 grants could not be mapped; the first is reference 44 of domain 7"),
         "{text}"
     );
-    let (reference, text) = named((at(QUESTION, 0), 4, WRITE));
+    let (reference, text) = named((at(QUESTION, 0), LONG, WRITE));
     assert_eq!(reference, QUESTION);
     assert!(text.ends_with("it is granted for reading only"), "{text}");
     named((at(u32::MAX, 0), 1, 0));
