@@ -261,6 +261,9 @@ fn frame_numbers(frames: &Bound<'_, PyAny>) -> Result<Vec<u64>, Error> {
             let text = format!("frames {start} to {stop}: a frame number is not negative");
             return Err(PyValueError::new_err(text).into());
         }
+        if step == 1 && len > 0 {
+            return Ok((start as u64..stop as u64).collect());
+        }
         return Ok((0..len).map(|index| (start + index * step) as u64).collect());
     }
     if let Ok(buffer) = PyBuffer::<u64>::get(frames) {
