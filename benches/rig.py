@@ -37,8 +37,9 @@ class Row:
 
     @property
     def met(self) -> bool:
-        """Is the aim met?"""
-        return self.ratio <= self.aim if self.better == "lower" else self.ratio >= self.aim
+        """Is the aim met, at the two digits in which it is given and shown?"""
+        ratio = round(self.ratio, 2)
+        return ratio <= self.aim if self.better == "lower" else ratio >= self.aim
 
     def as_json(self) -> dict[str, object]:
         """As it is written to a file."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benches import blk_file, blk_null, foreign, net, ring_batch, ring_core
+from benches import blk_file, blk_null, net, ring_batch, ring_core, xen
 from benches.rig import Bench, Row
 
 BENCHES: dict[str, Bench] = {
@@ -25,9 +25,11 @@ BENCHES: dict[str, Bench] = {
     "blk-qd64-poll": blk_null.run,
     "blk-file-qd32": blk_file.run,
     "net-64": net.run,
-    "map-1": foreign.run,
-    "map-64": foreign.run,
-    "map-4096": foreign.run,
+    "map-1": xen.run,
+    "map-64": xen.run,
+    "map-4096": xen.run,
+    "attach-1g": xen.run,
+    "grant-cache": xen.run_grant_cache,
 }
 
 

@@ -1,6 +1,7 @@
-"""What runs in dom0 for `map-*`: ours and the peer by turns, a JSON object as result.
+"""What runs in dom0 for `map-*` and `attach-1g`: ours and the peer by turns, a JSON object as result.
 
-`python3 foreign.py NAME PEER TURNS`. A guest is made for it, paused, and destroyed at the end.
+`python3 foreign.py NAME CORE PEER TURNS`, with the paths of the Rust bench and of the C program. A guest is
+made for it, paused, and destroyed at the end.
 """
 
 from __future__ import annotations
@@ -11,14 +12,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benches.dom0.programs import Program, Side, take_turns
 from xenvirt.xen import ForeignMemory
 
 FRAME = 4096
 FIRST = 0x1000
 """A frame of the guest's kernel, at 16 MiB."""
+WHOLE = 0x3F000 - FIRST
+"""All frames of a guest of 1 GiB from there on but for the last 16 MiB, in which pages are Xen's."""
+TOUCHED = 16
 ROUNDS = {1: 50, 64: 50, 4096: 3}
 """Of one sample, for so many frames."""
 
@@ -31,30 +39,8 @@ vcpus = 1
 """
 
 
-class Peer:
-    """The C program, which waits for lines."""
-
-    def __init__(self, program: str) -> None:
-        self._process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def sample(self, domid: int, first: int, count: int, stride: int, rounds: int) -> tuple[float, int]:
-        """The median of the rounds, in nanoseconds, and the sum of all bytes that were read."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        print(domid, first, count, stride, rounds, file=self._process.stdin, flush=True)
-        nanoseconds, total = self._process.stdout.readline().split()
-        return float(nanoseconds), int(total)
-
-    def close(self) -> None:
-        """Ends it."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-
-
 def map_frames(foreign: ForeignMemory, domid: int, count: int, rounds: int) -> tuple[float, int]:
-    """Maps, reads a byte of the first frame, unmaps: the median, as an emulated machine that does not get
-    its host's processor stands still in the middle of a round."""
+    """Maps, reads a byte of the first frame, unmaps: the median of the rounds."""
     frames, total, taken = range(FIRST, FIRST + count), 0, []
     for _ in range(rounds):
         start = time.perf_counter_ns()
@@ -64,40 +50,49 @@ def map_frames(foreign: ForeignMemory, domid: int, count: int, rounds: int) -> t
     return statistics.median_high(taken), total
 
 
-def measure(name: str, program: str, turns: int) -> dict[str, float]:
+def touch(foreign: ForeignMemory, domid: int) -> tuple[float, int]:
+    """Attaches to the whole guest, reads a byte here and there, lets go."""
+    start = time.perf_counter_ns()
+    with foreign.attach(domid) as memory:
+        frames = range(FIRST, FIRST + WHOLE, WHOLE // TOUCHED)
+        total = sum(memory.read(frame * FRAME, 1)[0] for frame in frames)
+    return time.perf_counter_ns() - start, total
+
+
+def measure(name: str, core: Program, peer: Program, turns: int) -> dict[str, float]:
     """The medians, in nanoseconds."""
-    peer = Peer(program)
-    domid = make_guest(128)
-    try:
-        with ForeignMemory() as foreign:
+    with ForeignMemory() as foreign, guest(1024 if name == "attach-1g" else 128) as domid:
+        sides: dict[str, Side]
+        if name == "attach-1g":
+            sides = {
+                "python": lambda: touch(foreign, domid),
+                "peer": lambda: peer.ask(domid, FIRST, WHOLE, WHOLE // TOUCHED, 1),
+            }
+        else:
             count = int(name.removeprefix("map-"))
             rounds = ROUNDS[count]
-            sides: tuple[Callable[[], tuple[float, int]], Callable[[], tuple[float, int]]] = (
-                lambda: map_frames(foreign, domid, count, rounds),
-                lambda: peer.sample(domid, FIRST, count, count, rounds),
-            )
-            taken: tuple[list[float], list[float]] = [], []
-            for turn in range(turns + 1):
-                results = [side() for side in sides]
-                assert results[0][1] == results[1][1], "both have read the same bytes"
-                if turn:  # the first warms up
-                    for values, (nanoseconds, _) in zip(taken, results, strict=True):
-                        values.append(nanoseconds)
-    finally:
-        subprocess.run(["xl", "destroy", str(domid)], check=True)
-        peer.close()
-    return dict(zip(("ours", "peer"), map(statistics.median, taken), strict=True))
+            sides = {
+                "python": lambda: map_frames(foreign, domid, count, rounds),
+                "core": lambda: core.ask("map", domid, FIRST, count, rounds),
+                "peer": lambda: peer.ask(domid, FIRST, count, count, rounds),
+            }
+        return take_turns(turns, sides)
 
 
-def make_guest(memory: int) -> int:
-    """A paused PVH guest of so many MiB; gives its number."""
+@contextmanager
+def guest(memory: int) -> Iterator[int]:
+    """A paused PVH guest of so many MiB."""
     with tempfile.NamedTemporaryFile("w", suffix=".cfg") as file:
         file.write(CONFIG.format(memory=memory))
         file.flush()
         subprocess.run(["xl", "create", "-p", file.name], check=True, stdout=subprocess.DEVNULL)
-    return int(subprocess.run(["xl", "domid", "bench"], check=True, capture_output=True, text=True).stdout)
+    asked = subprocess.run(["xl", "domid", "bench"], check=True, capture_output=True, text=True)
+    try:
+        yield int(asked.stdout)
+    finally:
+        subprocess.run(["xl", "destroy", "bench"], check=True)
 
 
 if __name__ == "__main__":
-    Path("/dev/xen/privcmd").stat()
-    print(json.dumps(measure(sys.argv[1], sys.argv[2], int(sys.argv[3]))))
+    with closing(Program(sys.argv[2])) as core, closing(Program(sys.argv[3])) as peer:
+        print(json.dumps(measure(sys.argv[1], core, peer, int(sys.argv[4]))))

@@ -29,7 +29,9 @@ ROWS = {
         f"blk-file-qd32/{way}" for way in ("read-python", "read-native", "write-python", "write-native")
     ],
     "net-64": ["net-64"],
-    **{name: [name] for name in ("map-1", "map-64", "map-4096")},
+    **{name: [f"{name}/python", f"{name}/core"] for name in ("map-1", "map-64", "map-4096")},
+    "attach-1g": ["attach-1g/python"],
+    "grant-cache": ["grant-cache/1-buffer", "grant-cache/3-buffers"],
 }
 
 

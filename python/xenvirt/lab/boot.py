@@ -35,6 +35,9 @@ class Machine:
     dom0_memory: int = 1024
     once: bool = False
     """It powers off when its first client goes away."""
+    counted: bool = False
+    """Its clocks count instructions, one a nanosecond: what takes how long repeats, whatever else the host
+    does. It has one thread for all its processors, and does not wait while they idle."""
 
     def command(self, folder: Path) -> list[str]:
         """QEMU's command line; its socket and its console's file appear in `folder`."""
@@ -49,7 +52,9 @@ class Machine:
                 f"no {emulator} here; in Debian it is in the package {_QEMU_PACKAGES[self.architecture]}"
             )
         return [
-            *(emulator, "-accel", "tcg,thread=multi,tb-size=1024", "-m", f"{self.memory}"),
+            *(emulator, "-accel", f"tcg,thread={'single' if self.counted else 'multi'},tb-size=1024"),
+            *(("-icount", "shift=0,sleep=off") if self.counted else ()),
+            *("-m", f"{self.memory}"),
             *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-monitor", "none"),
             *("-serial", f"file:{folder / CONSOLE}"),
             *(self._x86(folder) if self.architecture == "x86_64" else self._aarch64(folder)),

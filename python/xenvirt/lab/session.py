@@ -83,6 +83,7 @@ class Lab:
         name: str | None = None,
         memory: int = 2048,
         dom0_memory: int = 1024,
+        counted: bool = False,
         timeout: float = BOOT_TIMEOUT,
         say: Say = silent,
     ) -> Lab:
@@ -92,12 +93,14 @@ class Lab:
         "debian", or on aarch64 "own", a small one that is built here and has what Debian's lacks: virtio over
         grants, irqfd and ioeventfd. With a `name` the lab stays
         up until :func:`down`; without, until it is closed or this process ends. `share` (the working
-        directory, if not given) is /host in dom0; the memories are in MiB.
+        directory, if not given) is /host in dom0; the memories are in MiB. A `counted` machine's clocks count
+        instructions, so that what is measured in it repeats.
         """
         dom0, kernel = dom0_of(architecture, dom0), kernel_of(architecture, kernel)
         booted = system(architecture, say, kernel=kernel)
         share = (share or Path.cwd()).resolve()
-        machine = Machine(booted, dom0, share, memory, dom0_memory, once=name is None)
+        once = name is None
+        machine = Machine(booted, dom0, share, memory, dom0_memory, once=once, counted=counted)
         folder = _new_folder(name)
         try:
             with (folder / "alive").open("w") as alive:
