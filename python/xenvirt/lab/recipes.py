@@ -27,6 +27,8 @@ class Recipe:
     """The module that reaches the host's devices."""
     kernels: tuple[str, ...] = ("debian",)
     """Which kernels dom0 can have; the first is the default."""
+    device_model: tuple[str, ...] = ()
+    """The package with QEMU for HVM guests, where there are such guests."""
 
 
 X86_64 = Recipe(
@@ -38,6 +40,7 @@ X86_64 = Recipe(
     dom0s=("pv", "pvh"),
     hypervisor="xen-hypervisor-4.17-amd64",
     transport="virtio_pci",
+    device_model=("qemu-system-xen",),
 )
 # Built, because Debian's has no IOREQ servers on Arm. The tools must be of the hypervisor's version, and so
 # the whole dom0 is of the suite that its source is from.

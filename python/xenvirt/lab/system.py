@@ -53,21 +53,25 @@ _MODULES = (
     *("xen-privcmd", "xen-evtchn", "xen-gntdev", "xen-gntalloc", "xenfs"),
     *("virtio_console", "9pnet_virtio", "9p"),
 )
+# For the guests of a dom0 whose kernel has modules: not loaded, named in /modules/guest in their order.
+_GUEST_MODULES = ("virtio_mmio", "virtio_blk", "virtio_rng", "crc32c_generic", "ext4", "loop")
 
 # What those packages depend on to be installed and configured, which nobody does here.
 _NOT_UNPACKED = re.compile(
-    r"(adduser|debconf|debianutils|dpkg|libdb5|libpam-|libsemanage|libsepol|mawk|media-types|passwd|perl-base|"
-    r"sensible-utils|sysvinit-utils|tar|ucf|udev)[^/]*_[^/]*\.deb"
+    r"(adduser|debconf|debianutils|dpkg|ipxe-qemu|iso-codes|libcap2-bin|libdb5|libpam-|libsasl2-modules|libsemanage|"
+    r"libsepol|mawk|media-types|passwd|perl-base|sensible-utils|sysvinit-utils|tar|ucf|udev)[^/]*_[^/]*\.deb"
 )
 _LEFT_OUT = re.compile(
     r"(usr/(share|games|include|src)|var/(lib/(dpkg|systemd)|cache|backups)|boot|home|media|mnt|opt|srv|"
-    r"usr/lib/(systemd|udev|tmpfiles\.d|debug|[^/]*/(gconv|perl-base))|etc/(init\.d|logrotate\.d|default)|"
+    r"usr/lib/(systemd|udev|tmpfiles\.d|debug|[^/]*/(gconv|gstreamer-1\.0|perl-base))|etc/(init\.d|logrotate\.d|default)|"
     r"usr/lib/python3[^/]*/(test|idlelib|lib2to3|ensurepip|pydoc_data|distutils|turtledemo|tkinter)|"
     # pytest imports Pygments, and of its 5 MB these only.
     r"usr/lib/python3/dist-packages/pygments/lexers/(?!__init__|_mapping|diff|python\.)|"
     r"usr/lib/python3/dist-packages/pygments/styles/(?!__init__|_mapping|default)"
     r")"
 )
+# What an HVM guest begins with, given a kernel.
+_KEPT = ("usr/share/seabios/bios-256k.bin", "usr/share/qemu/linuxboot.bin", "usr/share/qemu/keymaps/en-us")
 _MERGED = ("bin", "sbin", "lib", "lib64")
 
 _INIT = """\
@@ -125,7 +129,8 @@ def system(architecture: str, say: Say, *, kernel: str | None = None, refresh: b
     alone = [f"linux-image-{recipe.suite.architecture}"]
     if recipe.hypervisor:
         alone.append(recipe.hypervisor)
-    found = debs(recipe.suite, [*_PACKAGES, f"xen-utils-{recipe.xen}"], alone, say, refresh=refresh)
+    packages = [*_PACKAGES, f"xen-utils-{recipe.xen}", *recipe.device_model]
+    found = debs(recipe.suite, packages, alone, say, refresh=refresh)
     tools = Suite(_TOOLS_FROM, recipe.suite.architecture)
     found += [] if tools == recipe.suite else debs(tools, (), _TOOLS, say, refresh=refresh)
 
@@ -166,11 +171,12 @@ def _build(recipe: Recipe, found: Iterable[Path], own: Path | None, folder: Path
         elif not _NOT_UNPACKED.match(deb.name):
             _add_package(root, deb, compile_for=compile_for)
     if own is None:
-        image, modules = _debian_kernel(unpacked, [recipe.transport, *_MODULES])
+        image, modules, for_guests = _debian_kernel(unpacked, [recipe.transport, *_MODULES])
     else:
-        image, modules = own.read_bytes(), []
-    for module in modules:
+        image, modules, for_guests = own.read_bytes(), [], []
+    for module in [*modules, *for_guests]:
         root.file(f"/modules/{_module_name(module)}", module_content(module))
+    root.file("/modules/guest", "\n".join(map(_module_name, for_guests)).encode())
     root.file("/boot/vmlinuz", image)
     (folder / "vmlinux").write_bytes(plain_image(image))
     init = _INIT.format(xen=recipe.xen, modules=" ".join(map(_module_name, modules)))
@@ -184,11 +190,11 @@ def _build(recipe: Recipe, found: Iterable[Path], own: Path | None, folder: Path
     shutil.rmtree(unpacked, ignore_errors=True)
 
 
-def _debian_kernel(unpacked: Path, wanted: Iterable[str]) -> tuple[bytes, list[Path]]:
-    """The image of an unpacked kernel, and its modules in an order in which they load."""
+def _debian_kernel(unpacked: Path, wanted: Iterable[str]) -> tuple[bytes, list[Path], list[Path]]:
+    """The image of an unpacked kernel, its modules in their order of loading, and likewise the guests'."""
     found = Kernel.unpacked(unpacked)
     assert found is not None
-    return found.image.read_bytes(), found.modules_for(wanted)
+    return found.image.read_bytes(), found.modules_for(wanted), found.modules_for(_GUEST_MODULES)
 
 
 def _module_name(path: Path) -> str:
@@ -205,7 +211,7 @@ def _unpack_hypervisor(deb: Path, target: Path) -> None:
 def _add_package(root: Archive, deb: Path, *, compile_for: bool) -> None:
     for given, member, content in members(deb):
         name = _merged(given)
-        if _LEFT_OUT.match(name):
+        if _LEFT_OUT.match(name) and name not in _KEPT:
             continue
         if member.isdir():
             root.folder(name)

@@ -16,12 +16,19 @@ What holds on aarch64, where dom0 has the lab's own kernel (`Lab.boot(kernel="ow
   (`specification=virtio`) that takes 0x200_0000 and 33, and xl waits for its backend in the xenstore.
 - DeviceID 0 makes the guest pass over a device.
 
+On x86_64, where dom0 has Debian's kernel and QEMU:
+
+- with `acpi`, a table of `xenvirt.xen.acpi_table`, it is an HVM guest which finds devices there; else a PVH
+  guest without any. The modules named in /modules/guest are loaded.
+- An HVM guest is slow to begin: its firmware reads kernel and initrd byte by byte, some 150 KB a second.
+
 The script runs as root in busybox's shell with proc, sysfs, devtmpfs and a tmpfs on /tmp; when it ends the
 guest powers off. What it prints comes to the console, as do its kernel's errors (those above level 4).
 """
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import select
@@ -37,6 +44,7 @@ from xenvirt.lab.archive import Archive
 from .device_tree import MmioDevice, passthrough
 
 BUSYBOX = Path("/usr/bin/busybox")
+GUEST_MODULES = Path("/modules/guest")
 TIMEOUT = 120.0
 """Seconds for what a guest is waited for; an emulated one boots in two to ten."""
 
@@ -47,6 +55,7 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
 mount -t tmpfs tmp /tmp
+for module in $(cat /modules/guest 2> /dev/null); do insmod /modules/$module; done
 sh /script </dev/null 2>&1
 sync
 poweroff -f
@@ -54,7 +63,7 @@ poweroff -f
 
 CONFIGURATION = """\
 name = "{name}"
-type = "pvh"
+type = "{kind}"
 kernel = "/boot/vmlinuz"
 ramdisk = "{folder}/initrd"
 memory = {memory}
@@ -73,11 +82,20 @@ def xl(*words: str) -> str:
     return done.stdout
 
 
+HVM = """\
+acpi_firmware = "{folder}/acpi"
+vga = "none"
+vnc = 0
+"""
+HVM_WORDS = "iommu=noaperture"
+"""Else the kernel looks for an AGP bridge on each of 256 buses, by 65536 questions to QEMU."""
+
+
 class LinuxGuest:
     """A domU that is created paused, and destroyed when the block ends.
 
     `configuration` are further lines for xl, `words` further ones for its kernel, `files` further ones for
-    its file system (path to content, executable); `memory` is in MiB.
+    its file system (path to content, executable); `memory` is in MiB. `acpi` makes it an HVM guest.
     """
 
     _made = 0
@@ -90,6 +108,7 @@ class LinuxGuest:
         files: dict[str, bytes] | None = None,
         words: str = "",
         configuration: str = "",
+        acpi: bytes | None = None,
         memory: int = 128,
         processors: int = 1,
     ) -> None:
@@ -97,10 +116,19 @@ class LinuxGuest:
         self.name = f"linux-{os.getpid()}-{LinuxGuest._made}"
         self.console = ""
         with tempfile.TemporaryDirectory(prefix="guest-") as folder:
-            Path(folder, "initrd").write_bytes(initrd(script, files or {}))
+            archive = initrd(script, files or {})
+            Path(folder, "initrd").write_bytes(archive if acpi is None else gzip.compress(archive))
             text = CONFIGURATION.format(
-                name=self.name, folder=folder, memory=memory, processors=processors, words=words
+                name=self.name,
+                kind="pvh" if acpi is None else "hvm",
+                folder=folder,
+                memory=memory,
+                processors=processors,
+                words=words if acpi is None else f"{HVM_WORDS} {words}",
             )
+            if acpi is not None:
+                Path(folder, "acpi").write_bytes(acpi)
+                text += HVM.format(folder=folder)
             if os.uname().machine == "aarch64":
                 Path(folder, "tree").write_bytes(passthrough(devices))
                 text += f'vuart = "sbsa_uart"\ndevice_tree = "{folder}/tree"\n'
@@ -163,6 +191,10 @@ def initrd(script: str, files: dict[str, bytes]) -> bytes:
     archive.link("/bin/sh", "busybox")
     archive.file("/init", INIT.encode(), executable=True)
     archive.file("/script", script.encode())
+    if GUEST_MODULES.exists():
+        for name in GUEST_MODULES.read_text().split():
+            archive.file(f"/modules/{name}", (GUEST_MODULES.parent / name).read_bytes())
+        archive.file("/modules/guest", GUEST_MODULES.read_bytes())
     for path, content in files.items():
         archive.file(path, content, executable=True)
     return archive.finish()
