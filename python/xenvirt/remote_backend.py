@@ -153,6 +153,11 @@ class RemoteBackend(Device):
         self._close_error(index)
         try:
             self._daemon.stop_queue(index)
+            if self._session is not None:
+                # Its ring may have been in grants, which the driver takes back.
+                left = self._regions(self._session, self._queues) if self._queues else self._no_regions()
+                if left:
+                    self._daemon.set_memory(list(left))
         except XenvirtError as error:
             log.warning("%r: it did not stop queue %d, and is hung up on: %s", self, index, error)
             self._daemon.close()
