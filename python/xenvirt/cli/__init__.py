@@ -1,28 +1,31 @@
-"""The command line: ``xenvirt COMMAND``. One module a command."""
+"""The command line: ``xenvirt COMMAND``. One module a command, which is imported for that command alone: a
+guest may be waiting for its device.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 
 from xenvirt.errors import XenvirtError
 
-from . import acpi, attach, demo, inspect, lab, probe, serve, trace
-from . import map as map_guest
+COMMANDS = ("demo", "serve", "attach", "acpi", "inspect", "trace", "probe", "map", "lab")
+"""Each is a module here."""
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
+def make_parser(names: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
+    """The parser of the whole command line, or of these commands."""
     parser = argparse.ArgumentParser(
         prog="xenvirt",
         description="Virtio devices in Python: serve them, try them, ask what a host or a backend offers.",
     )
     parser.add_argument("--version", action="version", version=f"xenvirt {version('xenvirt')}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (demo, serve, attach, acpi, inspect, trace, probe, map_guest, lab):
-        command.add_parser(commands)
+    for name in names:
+        importlib.import_module(f".{name}", __name__).add_parser(commands)
     return parser
 
 
@@ -32,7 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     What a user can do something about is one line on standard error and status 1; a wrong command line is
     status 2.
     """
-    parsed = make_parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    wanted = [name for name in COMMANDS if name in words[:1]] or COMMANDS
+    parsed = make_parser(wanted).parse_args(words)
     try:
         status: int = parsed.run(parsed)
     except BrokenPipeError:

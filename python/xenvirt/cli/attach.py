@@ -19,7 +19,7 @@ from typing import Any
 from xenvirt.errors import MappingError, VirtioNodeError, XenvirtError
 from xenvirt.xen.attach import Attacher, mapping
 from xenvirt.xen.attach.backend import check
-from xenvirt.xen.attach.mapping import Empty, Ignored, Mapping
+from xenvirt.xen.attach.mapping import Empty, Ignored, Mapping, PythonClass
 from xenvirt.xen.attach.slot import open_slot
 from xenvirt.xen.virtio_node import VirtioNode, node_paths, read_node
 from xenvirt.xen.xenbus import XenbusState
@@ -130,6 +130,10 @@ def serve(store: XenStore, rules: Mapping, domid: int | None, fixed: VirtioNode 
     """Serves what is announced, or the one slot that the command line names."""
     if domid is not None and not store.is_domain_introduced(domid):
         raise XenvirtError(f"there is no domain {domid}: see xl list")
+    for rule in rules.rules:
+        # A class's module is imported by that, and not only when a guest waits for it.
+        if isinstance(rule.backend, PythonClass) and (problem := check(rule.backend)):
+            log.warning("%s: %s", rule.place, problem)
     with Attacher(store, rules, open_slot, domid, fixed) as attacher, _ended_by_signals(attacher):
         log.info("ready")
         notify("READY=1")

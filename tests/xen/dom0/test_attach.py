@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from xenvirt.errors import XenvirtError
+from xenvirt.xen import ForeignMapping, ForeignMemory
 from xenvirt.xen.xenstore import XenStore
 
 from .linux_guest import LinuxGuest, xl
@@ -29,13 +33,13 @@ arguments = { image = "{target}" }
 
 
 class Attach:
-    """An attach process, and what it has said."""
+    """An attach process for all guests by these rules, or with these arguments; and what it has said."""
 
-    def __init__(self, folder: Path, rules: str) -> None:
+    def __init__(self, folder: Path, rules: str, *arguments: str) -> None:
         path = folder / "attach.toml"
         path.write_text(rules)
         self._process = subprocess.Popen(
-            ["python3", "-m", "xenvirt", "attach", "--watch", "--map", str(path), "-vv"],
+            ["python3", "-m", "xenvirt", "attach", "-vv", *(arguments or ("--watch", "--map", str(path)))],
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -64,6 +68,10 @@ class Attach:
         self._process.send_signal(signal.SIGTERM)
         return self._join()
 
+    def ended(self) -> int:
+        """Its status, once it has ended of itself."""
+        return self._join()
+
     def _join(self) -> int:
         status = self._process.wait(60)
         self._reader.join()
@@ -73,8 +81,8 @@ class Attach:
 
 
 @contextmanager
-def attached(folder: Path, rules: str = RULES) -> Iterator[Attach]:
-    process = Attach(folder, rules)
+def attached(folder: Path, rules: str = RULES, *arguments: str) -> Iterator[Attach]:
+    process = Attach(folder, rules, *arguments)
     try:
         yield process
         assert process.end() == 0, process.said
@@ -182,3 +190,53 @@ def test_attach_is_killed_and_started_again_and_takes_the_guest_up(tmp_path: Pat
                 guest.destroy()
     finally:
         first.kill()
+
+
+def test_while_attach_is_dead_a_guest_goes_on_until_it_touches_a_register(
+    tmp_path: Path, image: Path
+) -> None:
+    """Its vCPU waits in Xen then, for the IOREQ server that the dead process has left."""
+    script = """
+        dd if=/dev/vda of=/dev/null bs=64k 2>/dev/null && echo "first round"
+        read line < /dev/hvc0
+        echo "goes on without"
+        dd if=/dev/vda of=/dev/null bs=4k count=1 iflag=direct 2>/dev/null
+    """
+    first = Attach(tmp_path, RULES)
+    try:
+        with LinuxGuest(script, configuration=disks(image)) as guest, ForeignMemory() as foreign:
+            guest.unpause()
+            guest.wait_for("first round")
+            (server,) = servers(foreign, guest.domid)
+            first.kill()
+            guest.send("on")
+            guest.wait_for("goes on without")
+            with foreign.map_resource(guest.domid, "ioreq_server", server, first=1) as page:
+                deadline = time.monotonic() + 120
+                while state_of_request(page) != READY and time.monotonic() < deadline:
+                    time.sleep(0.05)
+                assert state_of_request(page) == READY, "nobody takes it"
+            with attached(tmp_path) as second:  # else xl would wait for a backend in vain
+                second.wait_for("BlockDevice")
+                guest.destroy()
+    finally:
+        first.kill()
+
+
+READY = 1
+"""STATE_IOREQ_READY (xen/include/public/hvm/ioreq.h): it waits for who is to answer."""
+
+
+def state_of_request(page: ForeignMapping) -> int:
+    """Of the first vCPU's."""
+    return page.read(30, 1)[0] & 0xF
+
+
+def servers(foreign: ForeignMemory, domid: int) -> list[int]:
+    """The numbers of the IOREQ servers that a domain has."""
+    found = []
+    for number in range(8):
+        with contextlib.suppress(XenvirtError, OSError):
+            foreign.map_resource(domid, "ioreq_server", number, first=1).close()
+            found.append(number)
+    return found
