@@ -19,7 +19,7 @@ def test_it_finds_what_this_dom0_has_and_says_why_the_rest_matters(dom0: str) ->
     command = [sys.executable, "-m", "xenvirt", "probe", "--json"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     findings = {one["name"]: one for one in json.loads(done.stdout)["findings"]["Xen"]}
-    assert f"a {KINDS[dom0]} dom0" in findings["Xen domain"]["found"]
+    assert f"{KINDS[dom0]} dom0" in findings["Xen domain"]["found"]
     assert "the hypervisor answers (Xen 4." in findings["Xen hypercalls"]["found"]
     assert len(findings) == 11
     missing = {name: one for name, one in findings.items() if not one["works"]}

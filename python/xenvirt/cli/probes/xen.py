@@ -66,14 +66,15 @@ def domain() -> Finding:
     """Looks whether this domain may control others, and how Xen runs it."""
     name, needed = "Xen domain", "foreign mappings and IOREQ servers; a driver domain has grants alone"
     kind = domain_kind()
+    named = f"{'an' if kind == 'Arm' else 'a'} {kind}"
     try:
         control = "control_d" in Path("/proc/xen/capabilities").read_text()
     except OSError:
-        found = f"a {kind} domain; /proc/xen is not mounted, so whether it is a dom0 is not known"
+        found = f"{named} domain; /proc/xen is not mounted, so whether it is a dom0 is not known"
         return Finding(name, False, found, "mount -t xenfs xenfs /proc/xen", needed)
     if not control:
-        return Finding(name, False, f"a {kind} domain, and no dom0", "", needed)
-    return Finding(name, True, f"a {kind} dom0: {CONSEQUENCES[kind]}", "", needed)
+        return Finding(name, False, f"{named} domain, and no dom0", "", needed)
+    return Finding(name, True, f"{named} dom0: {CONSEQUENCES[kind]}", "", needed)
 
 
 def privcmd_calls() -> Finding:
