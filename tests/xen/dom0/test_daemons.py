@@ -17,8 +17,7 @@ from xenvirt.xen import GrantAllocator, GrantShare, XenGuest
 
 from . import daemons
 from .device_tree import MmioDevice
-from .linux_guest import LinuxGuest
-from .test_xen_mmap_grants import (
+from .granted_ring import (
     AVAILABLE,
     DOM0,
     GRANT,
@@ -33,6 +32,7 @@ from .test_xen_mmap_grants import (
     offer,
     wait_for,
 )
+from .linux_guest import LinuxGuest
 
 pytestmark = pytest.mark.dom0("aarch64")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.dom0("pv")
+pytestmark = pytest.mark.dom0("pv", "pvh", "aarch64")
 
 MIB = 1 << 20
 START = 0x4000_0000 if os.uname().machine == "aarch64" else 0

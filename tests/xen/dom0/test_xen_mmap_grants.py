@@ -1,12 +1,11 @@
-"""Our backend as the daemon of a guest that grants its memory: dom0 is the guest, and grants to itself."""
+"""Our backend as the daemon of a guest that grants its memory; its driver is here, in dom0."""
 
 from __future__ import annotations
 
 import os
-import struct
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -14,66 +13,38 @@ from xenvirt import Server, VhostUserSocket, _native
 from xenvirt.devices import EntropyDevice
 from xenvirt.errors import RequestRefusedError
 from xenvirt.vhost_user.protocol import ProtocolFeature
-from xenvirt.xen import GrantAllocator, GrantShare
 
-pytestmark = pytest.mark.dom0("pv", "aarch64")
+from .granted_pages import GrantedPages, granted_pages
+from .granted_ring import (
+    AVAILABLE,
+    GRANT,
+    GRANT_ADDRESS,
+    NOT_IN_ADVANCE,
+    PAGE,
+    SHARED,
+    SIZE,
+    USED,
+    address,
+    choose,
+    offer,
+    used,
+    wait_for,
+)
 
-PAGE = 4096
-DOM0 = 0
-GRANT_ADDRESS = 1 << 63
-GRANT, NOT_IN_ADVANCE = 2, 8
-SHARED = 32
-"""Pages of the share, of which three are used."""
-SIZE, AVAILABLE, USED = 8, 0x100, 0x200
-WRITE = 2
-
-
-class Pages(NamedTuple):
-    """Which pages of a share are used, by number; the kernel gives references in any order."""
-
-    ring: int
-    """Its reference is below those of the buffer, which a region without an end begins with."""
-    first: int
-    second: int
-    """The buffer's two, with references one after the other."""
+pytestmark = pytest.mark.dom0("pv", "pvh", "aarch64")
 
 
-def choose(share: GrantShare) -> Pages:
-    page_of = {reference: page for page, reference in enumerate(share.references)}
-    lowest, *others = sorted(page_of)
-    first = next(reference for reference in others if reference + 1 in page_of)
-    return Pages(page_of[lowest], page_of[first], page_of[first + 1])
+@pytest.fixture
+def share(guest: int, frame: int) -> Iterator[GrantedPages]:
+    with granted_pages(guest, frame, SHARED) as pages:
+        yield pages
 
 
-def address(share: GrantShare, page: int) -> int:
-    """Where a guest says that a page is."""
-    return GRANT_ADDRESS | share.references[page] << 12
-
-
-def offer(share: GrantShare, ring: int, index: int, buffer: int, length: int) -> None:
-    """What a driver does with one buffer for the device to write to."""
-    share.write(ring * PAGE, struct.pack("<QIHH", buffer, length, WRITE, 0))
-    share.write(ring * PAGE + AVAILABLE + 4 + 2 * (index % SIZE), struct.pack("<H", 0))
-    share.write(ring * PAGE + AVAILABLE + 2, struct.pack("<H", index + 1))
-
-
-def used(share: GrantShare, ring: int) -> int:
-    index: int = struct.unpack("<H", share.read(ring * PAGE + USED + 2, 2))[0]
-    return index
-
-
-def wait_for(share: GrantShare, ring: int, index: int) -> None:
-    deadline = time.monotonic() + 60
-    while used(share, ring) != index and time.monotonic() < deadline:
-        time.sleep(0.001)
-    assert used(share, ring) == index
-
-
-def test_a_device_reaches_its_ring_and_its_buffers_by_grants(tmp_path: Path) -> None:
+def test_a_device_reaches_its_ring_and_its_buffers_by_grants(share: GrantedPages, tmp_path: Path) -> None:
     path = str(tmp_path / "device.sock")
     gntdev = os.open("/dev/xen/gntdev", os.O_RDWR | os.O_CLOEXEC)
     kick, call = (os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(2))
-    with Server() as server, GrantAllocator() as allocator, allocator.share(DOM0, SHARED) as share:
+    with Server() as server:
         served = server.add(EntropyDevice(), VhostUserSocket(path))
         frontend = _native.Frontend(path, timeout=60)
         pages = choose(share)
@@ -82,10 +53,10 @@ def test_a_device_reaches_its_ring_and_its_buffers_by_grants(tmp_path: Path) -> 
         ring, buffer = address(share, pages.ring), address(share, pages.first)
         frontend.set_memory(
             [
-                _native.SharedRegion(gntdev, ring, PAGE, xen_flags=GRANT, xen_domain=DOM0),
+                _native.SharedRegion(gntdev, ring, PAGE, xen_flags=GRANT, xen_domain=share.domid),
                 # As a frontend says it that cannot know what the guest will grant: all that lies behind.
                 _native.SharedRegion(
-                    gntdev, buffer, 1 << 40, xen_flags=GRANT | NOT_IN_ADVANCE, xen_domain=DOM0
+                    gntdev, buffer, 1 << 40, xen_flags=GRANT | NOT_IN_ADVANCE, xen_domain=share.domid
                 ),
             ]
         )
@@ -114,14 +85,14 @@ def test_a_device_reaches_its_ring_and_its_buffers_by_grants(tmp_path: Path) -> 
     os.close(call)
 
 
-def test_a_ring_that_was_not_granted_is_refused(tmp_path: Path) -> None:
+def test_a_ring_that_was_not_granted_is_refused(guest: int, tmp_path: Path) -> None:
     path = str(tmp_path / "device.sock")
     gntdev = os.open("/dev/xen/gntdev", os.O_RDWR | os.O_CLOEXEC)
     with Server() as server:
         server.add(EntropyDevice(), VhostUserSocket(path))
         frontend = _native.Frontend(path, timeout=60)
         nowhere = GRANT_ADDRESS | 0xFFFFF0 << 12
-        region = _native.SharedRegion(gntdev, nowhere, PAGE, xen_flags=GRANT, xen_domain=DOM0)
+        region = _native.SharedRegion(gntdev, nowhere, PAGE, xen_flags=GRANT, xen_domain=guest)
         with pytest.raises(RequestRefusedError, match="SET_MEM_TABLE"):
             frontend.set_memory([region])
         frontend.barrier()  # it lives
