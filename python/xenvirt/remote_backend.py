@@ -90,6 +90,7 @@ class RemoteBackend(Device):
         self._session: Session | None = None
         self._queues: dict[int, _native.HandedOver] = {}
         self._errors: dict[int, tuple[int, Watch]] = {}
+        self._watches: list[Watch] = []
         self._daemon = self._connect()
         shape = shape_of(self._daemon, device_id, remote.queue_sizes)
         self.device_id = shape.device_id  # type: ignore[misc] # of this one object
@@ -207,11 +208,10 @@ class RemoteBackend(Device):
         for index in self._queues:
             daemon.enable_queue(index)
         daemon.barrier()
-        watched = session.watch(daemon.fileno(), lambda: self._spoken(daemon))
-        self._socket_watch = watched
+        self._watches = [session.watch(daemon.fileno(), lambda: self._spoken(daemon))]
         changes = daemon.config_change_fd
         if changes is not None:
-            session.watch(changes, self._config_changed)
+            self._watches.append(session.watch(changes, self._config_changed))
 
     def _start_queue(self, index: int, base: int) -> None:
         queue, session = self._queues[index], self._session
@@ -235,7 +235,8 @@ class RemoteBackend(Device):
         """The daemon's socket is readable, while nothing was asked: it hung up."""
         if daemon is not self._daemon or not hung_up(daemon):
             return
-        self._socket_watch.close()
+        for watch in self._watches:
+            watch.close()
         self._close_errors()
         log.warning("%r: the daemon hung up", self)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -208,3 +209,23 @@ def test_each_driver_gets_a_connection_of_its_own(path: str) -> None:
         backend.close()
     assert [one.payload[12:] for one in second.of(fake.SET_CONFIG)] == [b"x"]
     os.close(memory)
+
+
+def test_a_daemon_that_dies_again_and_again_costs_nothing(path: str) -> None:
+    """Neither descriptors nor watches of the daemons before are kept in a session that goes on."""
+    held: list[tuple[int, int]] = []
+    link = None
+    for _ in range(4):
+        with Server() as server:
+            server.add(Echo(), VhostUserSocket(path))
+            if link is None:
+                link = linked(path)
+                link.start(link.offered_features, [16])
+            assert echo(link) == b"hello"
+            session = link._service.session
+            assert session is not None
+            gc.collect()
+            held.append((len(os.listdir("/proc/self/fd")), len(session._callbacks)))  # noqa: PTH208
+    assert link is not None
+    link.close()
+    assert held[1:] == held[:1] * 3
