@@ -33,6 +33,18 @@ def test_that_cannot_begin(broken):
     pass
 """
 
+BOTH = """
+import pytest
+
+@pytest.fixture(scope="module")
+def once():
+    yield "this module's"
+
+@pytest.mark.hypervisor
+def test_on_both(hypervisor, once):
+    assert once
+"""
+
 
 def test_results_come_back_with_their_tracebacks(
     x86_64: str, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
@@ -41,9 +53,9 @@ def test_results_come_back_with_their_tracebacks(
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.setenv("XENVIRT_CACHE", CACHE)  # pytester moves the home
     pytester.makeconftest('pytest_plugins = ["xenvirt.testing.dom0"]')
-    pytester.makepyfile(test_marked=PROGRAM, test_here="def test_here(): pass")
+    pytester.makepyfile(test_both=BOTH, test_marked=PROGRAM, test_here="def test_here(): pass")
     result = pytester.runpytest_subprocess("-v")
-    result.assert_outcomes(passed=2, failed=1, skipped=1, errors=1)
+    result.assert_outcomes(passed=4, failed=1, skipped=1, errors=1)
     result.stdout.fnmatch_lines(
         [
             "test_marked.py::test_in_dom0*PASSED*",
