@@ -175,6 +175,7 @@ impl Ours {
             used: driver.used(),
             next_available: 0,
             features: RingFeatures { event_idx: true, indirect: true, ..RingFeatures::default() },
+            in_turn: false,
         };
         queue.start(&config, memory).unwrap();
         Self(queue)

@@ -47,7 +47,8 @@ fn ring(gntdev: &Arc<Gntdev>, domain: u16, size: u16, parts: [u64; 3], first: u1
     let [descriptors, available, used] = parts.map(|reference| GRANT_ADDRESS | reference << 12);
     let features =
         RingFeatures { event_idx: false, indirect: false, in_order: false, notify_on_empty: false };
-    let config = RingConfig { size, descriptors, available, used, next_available: first, features };
+    let config =
+        RingConfig { size, descriptors, available, used, next_available: first, features, in_turn: false };
     let cache = GrantCache::new(Arc::clone(gntdev) as _, domain, Duration::ZERO);
     let queue = Arc::new(VirtQueue::new(0, size));
     queue.start(&config, &cache.memory().unwrap()).unwrap();

@@ -142,6 +142,7 @@ fn run(patience: Duration, event_idx: bool, depth: usize) {
         used: USED,
         next_available: 0,
         features,
+        in_turn: false,
     };
     let ring = DriverRing::new(&config, &memory).unwrap();
     let (kick, call) = (EventFd::new().unwrap(), EventFd::new().unwrap());

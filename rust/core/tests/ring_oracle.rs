@@ -139,7 +139,15 @@ impl Pair {
     fn new(size: u16, event_idx: bool, indirect: bool, start: u16) -> Self {
         let features = RingFeatures { event_idx, indirect, ..RingFeatures::default() };
         let (descriptors, available, used) = (DESCRIPTORS, AVAILABLE, USED);
-        let config = RingConfig { size, descriptors, available, used, next_available: start, features };
+        let config = RingConfig {
+            size,
+            descriptors,
+            available,
+            used,
+            next_available: start,
+            features,
+            in_turn: false,
+        };
         let mut pair = Self {
             config,
             our_memory: memory(),

@@ -200,6 +200,7 @@ impl Ends {
             used: 0x2000,
             next_available: 0,
             features,
+            in_turn: false,
         };
         let ring = DriverRing::new(&config, &memory).unwrap();
         let queue = Arc::new(VirtQueue::new(0, SIZE));

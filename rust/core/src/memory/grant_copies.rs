@@ -170,7 +170,15 @@ mod tests {
                 [DESCRIPTORS, AVAILABLE, USED].map(|page| GRANT_ADDRESS | u64::from(page) << 12);
             let features =
                 RingFeatures { event_idx: false, indirect: false, in_order: false, notify_on_empty: false };
-            let config = RingConfig { size: SIZE, descriptors, available, used, next_available: 0, features };
+            let config = RingConfig {
+                size: SIZE,
+                descriptors,
+                available,
+                used,
+                next_available: 0,
+                features,
+                in_turn: false,
+            };
             let queue = Arc::new(VirtQueue::new(0, SIZE));
             let memory: GuestMemory = self.1.memory().unwrap();
             queue.start(&config, &memory).unwrap();

@@ -26,7 +26,7 @@ impl QueueSetup {
     /// The ring, fresh.
     pub fn ring(&self, features: RingFeatures) -> RingConfig {
         let Self { size, descriptors, available, used, .. } = *self;
-        RingConfig { size, descriptors, available, used, next_available: 0, features }
+        RingConfig { size, descriptors, available, used, next_available: 0, features, in_turn: false }
     }
 }
 

@@ -141,6 +141,7 @@ impl DriverQueue {
             used: part(layout::used_len(size, true))?,
             next_available: 0,
             features,
+            in_turn: false,
         };
         let eventfd = || EventFd::new().map_err(DriverError::EventFd);
         Ok(Self {

@@ -77,6 +77,15 @@ pub enum RingError {
         /// Queue size.
         size: u16,
     },
+    /// A ring whose device is gone is taken up at the used index, which says nothing of chains that were given back before
+    /// others that are older.
+    #[error(
+        "up to used index {used} chains were given back out of their order: nobody knows which are still to be done"
+    )]
+    OutOfOrder {
+        /// What the used ring says.
+        used: u16,
+    },
     /// 2.7.13.3.1: the available index only grows, and the driver has no more chains than descriptors.
     #[error("available index {index} is not between {seen}, which it was before, and {limit}")]
     AvailableIndex {
@@ -267,12 +276,13 @@ pub enum RingError {
 }
 
 /// The names of all rules, as [`RingError::rule`] gives them.
-pub const RULES: [&str; 28] = [
+pub const RULES: [&str; 29] = [
     "queue-size",
     "ring-alignment",
     "ring-address",
     "ring-read-only",
     "resume-index",
+    "out-of-order",
     "available-index",
     "head-index",
     "head-in-flight",
@@ -307,6 +317,7 @@ impl RingError {
             Self::RingAddress { .. } => "ring-address",
             Self::RingReadOnly { .. } => "ring-read-only",
             Self::ResumeIndex { .. } => "resume-index",
+            Self::OutOfOrder { .. } => "out-of-order",
             Self::AvailableIndex { .. } => "available-index",
             Self::HeadIndex { .. } => "head-index",
             Self::HeadInFlight { .. } => "head-in-flight",

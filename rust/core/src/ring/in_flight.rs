@@ -55,6 +55,12 @@ impl InFlight {
         Self { entries: vec![Entry::default(); size].into(), order: in_order.then(order) }
     }
 
+    /// Are chains given back in the order in which they were taken?
+    #[inline(always)]
+    pub(super) fn is_ordered(&self) -> bool {
+        self.order.is_some()
+    }
+
     fn count(&self, state: State) -> usize {
         self.entries.iter().filter(|entry| entry.is(state)).count()
     }

@@ -27,6 +27,7 @@ mod parts;
 mod queue;
 mod request;
 mod requests;
+mod resume;
 mod service;
 mod split;
 #[cfg(test)]
@@ -79,6 +80,9 @@ pub struct RingConfig {
     pub next_available: u16,
     /// What was negotiated.
     pub features: RingFeatures,
+    /// Chains are given back in the order in which they were made available, though no driver asked for it (see
+    /// [`RingFeatures::in_order`]): then the used index alone says what is still to be done.
+    pub in_turn: bool,
 }
 
 impl RingConfig {

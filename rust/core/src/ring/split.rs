@@ -76,7 +76,7 @@ impl SplitRing {
             signalled: fresh.then_some(0),
             armed: None,
             polled: false,
-            in_flight: InFlight::new(size, next, config.features.in_order),
+            in_flight: InFlight::new(size, next, config.features.in_order || config.in_turn),
         })
     }
 
@@ -224,7 +224,7 @@ impl SplitRing {
     /// written cannot be brought to the guest: then the driver does not get the chain.
     #[inline(always)]
     pub(super) fn put(&mut self, head: u16, written: u32) -> Result<bool, Refusal> {
-        if self.features.in_order {
+        if self.in_flight.is_ordered() {
             return self.put_in_order(head, written);
         }
         if !self.in_flight.complete(head) {

@@ -47,7 +47,8 @@ impl TestGuest {
         ])
         .unwrap();
         let (descriptors, available, used) = (DESCRIPTORS, AVAILABLE, USED);
-        let config = RingConfig { size, descriptors, available, used, next_available: 0, features };
+        let config =
+            RingConfig { size, descriptors, available, used, next_available: 0, features, in_turn: false };
         Self { memory, config, next: 0 }
     }
 

@@ -185,6 +185,7 @@ impl Backend {
                 in_order: has(virtio_features::IN_ORDER),
                 notify_on_empty: has(virtio_features::NOTIFY_ON_EMPTY),
             },
+            in_turn: false,
         })
     }
 

@@ -84,7 +84,7 @@ struct Guest {
 fn config(ring: u32) -> RingConfig {
     let features = RingFeatures { indirect: true, ..RingFeatures::default() };
     let (descriptors, available, used) = (at(ring, 0), at(ring, AVAILABLE), at(ring + 1, 0));
-    RingConfig { size: SIZE, descriptors, available, used, next_available: 0, features }
+    RingConfig { size: SIZE, descriptors, available, used, next_available: 0, features, in_turn: false }
 }
 
 impl Guest {

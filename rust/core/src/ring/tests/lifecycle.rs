@@ -82,6 +82,52 @@ fn early_completions_come_out_in_order() {
 }
 
 #[test]
+fn in_turn_early_completions_come_out_in_order_for_a_driver_that_did_not_ask_for_it() {
+    let mut guest = TestGuest::new(8, RingFeatures::default());
+    guest.config.in_turn = true;
+    let queue = Arc::new(VirtQueue::new(0, 256));
+    queue.start(&guest.config, &guest.memory).unwrap();
+    // With IN_ORDER a chain would have to go on in the next descriptor.
+    guest.descriptor(DESCRIPTORS, 5, DATA, 8, WRITE | NEXT, 1);
+    guest.descriptor(DESCRIPTORS, 1, DATA, 8, WRITE, 0);
+    guest.publish(5);
+    guest.chain(0, &[(DATA, 8, WRITE)]);
+    let [mut first, mut second] = [(); 2].map(|()| queue.pop().unwrap().unwrap());
+    second.complete(None).unwrap();
+    assert_eq!(guest.used_index(), 0);
+    first.complete(None).unwrap();
+    assert_eq!((guest.used_index(), guest.used(0).0, guest.used(1).0), (2, 5, 0));
+}
+
+#[test]
+fn a_ring_is_taken_up_where_its_used_index_stands_if_nothing_was_given_back_before_its_turn() {
+    let (mut guest, queue) = started(RingFeatures::default());
+    let next = |guest: &TestGuest| guest.config.resume_index(&guest.memory);
+    assert_eq!(next(&guest), Ok(0));
+    three(&mut guest);
+    let mut chains = [(); 3].map(|()| queue.pop().unwrap().unwrap());
+    chains[0].complete(None).unwrap();
+    assert_eq!(next(&guest), Ok(1));
+    chains[2].complete(None).unwrap();
+    assert_eq!(next(&guest), Err(RingError::OutOfOrder { used: 2 }));
+    chains[1].complete(None).unwrap();
+    assert_eq!(next(&guest), Ok(3));
+    // Around the ring, and with as much available as there can be.
+    for round in 0..5 {
+        for head in 0..8 {
+            guest.chain(head, &[(DATA, 8, WRITE)]);
+        }
+        assert_eq!(next(&guest), Ok(3 + 8 * round));
+        for _ in 0..8 {
+            queue.pop().unwrap().unwrap().complete(None).unwrap();
+        }
+        assert_eq!(next(&guest), Ok(11 + 8 * round));
+    }
+    guest.config.used = HOLE;
+    assert!(matches!(next(&guest), Err(RingError::RingAddress { part: RingPart::Used, .. })));
+}
+
+#[test]
 fn a_stopped_ring_can_be_taken_up_again_by_another_queue() {
     let (mut guest, queue) = started(RingFeatures { event_idx: true, ..RingFeatures::default() });
     three(&mut guest);

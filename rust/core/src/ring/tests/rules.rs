@@ -79,6 +79,7 @@ fn truncated() -> RingError {
         used: USED,
         next_available: 0,
         features: PLAIN,
+        in_turn: false,
     };
     queue.start(&config, &memory).unwrap();
     rustix::fs::ftruncate(&fd, 0).unwrap();
@@ -142,6 +143,17 @@ fn broken() -> Vec<(RingError, RingError)> {
         (
             start(|guest| guest.config.next_available = 9),
             RingError::ResumeIndex { next: 9, used: 0, size: 8 },
+        ),
+        (
+            {
+                let (mut guest, queue) = started(PLAIN);
+                (0..2).for_each(|head| guest.chain(head, &[(DATA, 4, 0)]));
+                let kept = queue.pop().unwrap().unwrap();
+                queue.pop().unwrap().unwrap().complete(None).unwrap();
+                drop(kept);
+                guest.config.resume_index(&guest.memory).unwrap_err()
+            },
+            RingError::OutOfOrder { used: 1 },
         ),
         (
             pop(PLAIN, |guest| guest.word(AVAILABLE + 2).store(9, Ordering::Release)),
