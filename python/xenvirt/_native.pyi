@@ -278,9 +278,20 @@ class Endpoint:
         *,
         interrupt: tuple[Literal["spi", "gsi"], int] | None = None,
         memory: Literal["any", "foreign", "grants"] = "any",
+        kernel_kicks: bool = False,
+        record: int | None = None,
+        in_turn: bool = False,
     ) -> None:
         """The device is one of a Xen guest from now on: with registers at `base`, and an interrupt: an SPI
-        (Arm), or an input of the I/O APIC (x86, which only an HVM guest has)."""
+        (Arm), or an input of the I/O APIC (x86, which only an HVM guest has).
+
+        `kernel_kicks` has the kernel take kicks, where it can (not on a PV dom0); it is to be left alone in a
+        process that may be killed, because the kernel then crashes at the next kick.
+
+        `record` is a file in which its registers are put down whenever the driver has changed them, so that
+        the device outlives this process: with what another has left there it goes on for the same driver,
+        where the used rings stand. `in_turn` has chains be given back in the order in which they were made
+        available, without which nobody can say where that is. The descriptor is duplicated."""
     def describe_guest(self) -> str | None:
         """How kicks and interrupts of a guest's device go, in words; None without a guest."""
     def wait(self, timeout: float | None = None) -> Event | VirtQueue:
@@ -1753,6 +1764,24 @@ class GuestBus:
     @property
     def vcpus(self) -> int:
         """How many vCPUs are answered."""
+    @property
+    def server(self) -> int:
+        """The number of the IOREQ server in the guest, 0 to 7."""
+    def leave(self) -> None:
+        """Ends here, without the guest's noticing: vCPUs that want something wait in Xen, until a bus of
+        another process takes the server over. The devices are to be closed after it."""
+    def take_over(self, server: int) -> int:
+        """Answers the vCPUs that wait for a server that was left, or whose process was killed, and ends that
+        server: its devices have to be on this bus. Xen does not tell whether a process serves it; the caller
+        knows that none does.
+
+        Returns:
+            How many vCPUs waited.
+
+        Raises:
+            XenCallError: there is no such server, or its vCPUs cannot be woken.
+            ForeignMapError: its page cannot be mapped.
+        """
     def guest_is_gone(self) -> None:
         """Tells the devices that there is no guest any more: they let go of its memory."""
     def close(self) -> None:

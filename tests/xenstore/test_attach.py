@@ -85,6 +85,12 @@ class Slot:
             del self.slots.opened[self.node.path]
             self.slots.changed.notify_all()
 
+    def leave(self) -> None:
+        with self.slots.changed:
+            HAPPENED.append("left")
+            del self.slots.opened[self.node.path]
+            self.slots.changed.notify_all()
+
 
 @pytest.fixture
 def tools(daemon: FakeXenstored) -> Iterator[Toolstack]:
@@ -211,7 +217,7 @@ def test_a_device_of_another_type_than_the_guest_was_told_is_not_served(
         wait_for_state(tools, path, 2)
         assert slots.opened == {path: None}
     assert "is of type entropy, and the guest has been told net" in caplog.text
-    assert HAPPENED == ["made guest", "closed", "slot 1", "free 2"]
+    assert HAPPENED == ["made guest", "closed", "slot 1", "left"]
 
 
 def test_what_somebody_else_serves_is_left_alone(tools: Toolstack, store: XenStore, slots: Slots) -> None:

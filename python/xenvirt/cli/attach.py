@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from types import FrameType
@@ -20,7 +21,8 @@ from xenvirt.errors import MappingError, VirtioNodeError, XenvirtError
 from xenvirt.xen.attach import Attacher, mapping
 from xenvirt.xen.attach.backend import check
 from xenvirt.xen.attach.mapping import Empty, Ignored, Mapping, PythonClass
-from xenvirt.xen.attach.slot import open_slot
+from xenvirt.xen.attach.records import ROOT, forget_guests_that_are_gone
+from xenvirt.xen.attach.slot import GuestSlots
 from xenvirt.xen.virtio_node import VirtioNode, node_paths, read_node
 from xenvirt.xen.xenbus import XenbusState
 from xenvirt.xen.xenstore import XenStore
@@ -58,7 +60,8 @@ a file of rules, the first that fits counts:
     command = ["vhost-device-vsock", "--socket={socket}", "--guest-cid={domid}"]
 
 Other keys: kind ("virtio", "virtio_disk"), devid, env, socket_suffix, ignore = true (somebody else serves
-it), empty = true. When the attach process ends, nodes stay as they are, and the next one takes the guests up.
+it), empty = true. When the attach process ends or is killed, guests wait, and the next one goes on with their
+devices: what it needs for that is in /run/xenvirt/guests.
 """
 
 
@@ -134,7 +137,14 @@ def serve(store: XenStore, rules: Mapping, domid: int | None, fixed: VirtioNode 
         # A class's module is imported by that, and not only when a guest waits for it.
         if isinstance(rule.backend, PythonClass) and (problem := check(rule.backend)):
             log.warning("%s: %s", rule.place, problem)
-    with Attacher(store, rules, open_slot, domid, fixed) as attacher, _ended_by_signals(attacher):
+    if fixed is not None:
+        fixed = replace(fixed, uuid=store.get(f"/local/domain/{domid}/vm"))
+    forget_guests_that_are_gone(ROOT, store)
+    with (
+        GuestSlots(ROOT) as slots,
+        Attacher(store, rules, slots.open, domid, fixed, slots.take_over) as attacher,
+        _ended_by_signals(attacher),
+    ):
         log.info("ready")
         notify("READY=1")
         attacher.run()

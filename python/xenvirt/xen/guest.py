@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 from xenvirt._native import Endpoint, GuestBus, SimulatedDomain, SimulatedXen
@@ -54,6 +55,10 @@ class XenGuest:
         ram: where the guest may have RAM, by guest physical address; by default as the
             xenstore says.
         limit: how many bytes of it may stay mapped by foreign mappings; None for as many as are touched.
+        kernel_kicks: has the kernel take kicks by itself, where it can (ioeventfd, XEN_PRIVCMD_EVENTFD), so
+            that the driver's vCPU does not wait for a turn of this process. Not for a process that may be
+            killed: Linux (seen: 6.12) then goes on looking for kicks in memory that went with it, and **dom0
+            crashes** at the next one.
         hypervisor: who is asked: None for the kernel; in tests a :class:`xenvirt.testing.SimulatedXen` (or
             one of its domains, where the device is served from). It has no xenstore: say ``base``.
 
@@ -76,6 +81,7 @@ class XenGuest:
         memory: Memory = "any",
         ram: Sequence[range] | None = None,
         limit: int | None = None,
+        kernel_kicks: bool = False,
         hypervisor: SimulatedXen | SimulatedDomain | None = None,
     ) -> None:
         if not 0 <= domid < DOMID_FIRST_RESERVED:
@@ -94,9 +100,12 @@ class XenGuest:
         self.memory = memory
         self.ram = ram
         self.limit = limit
+        self.kernel_kicks = kernel_kicks
         self.hypervisor = hypervisor
         self.node: VirtioNode | None = None
         self._end: GuestEnd | None = None
+        self._record: Callable[[GuestBus], int] | None = None
+        self._in_turn = False
 
     def __repr__(self) -> str:
         where = f", device={self.device}" if self.device is not None else ""
@@ -117,7 +126,7 @@ class XenGuest:
         interrupt = None if irq is None else self._interrupt(irq)
         bus = GuestBus(self.domid, self._ram(), limit=self.limit, hypervisor=self.hypervisor)
         try:
-            endpoint.attach_guest(bus, device_id, base, interrupt=interrupt, memory=self.memory)
+            self._attach(endpoint, device_id, base, interrupt, bus)
             if self.hypervisor is None:
                 self._end = GuestEnd(self.domid, bus)
             else:
@@ -127,6 +136,40 @@ class XenGuest:
             raise
         self._tell(XenbusState.INIT_WAIT)
         return True
+
+    def outlive(self, record: Callable[[GuestBus], int], *, in_turn: bool) -> None:
+        """Has the device go on in another process when this one ends, with the registers that are in the file
+        which `record` opens. See :meth:`~xenvirt._native.Endpoint.attach_guest`."""
+        self._record, self._in_turn = record, in_turn
+
+    @property
+    def bus(self) -> GuestBus | None:
+        """What the guest's devices in this process share; None while it is not attached."""
+        return None if self._end is None else self._end.bus
+
+    def _attach(
+        self,
+        endpoint: Endpoint,
+        device_id: int,
+        base: int,
+        interrupt: tuple[Literal["spi", "gsi"], int] | None,
+        bus: GuestBus,
+    ) -> None:
+        record = None if self._record is None else self._record(bus)
+        try:
+            endpoint.attach_guest(
+                bus,
+                device_id,
+                base,
+                interrupt=interrupt,
+                memory=self.memory,
+                kernel_kicks=self.kernel_kicks,
+                record=record,
+                in_turn=self._in_turn,
+            )
+        finally:
+            if record is not None:
+                os.close(record)
 
     def remote_backend(self, device: RemoteDevice, /) -> RemoteBackend:
         """A daemon as a device of this guest: it maps the guest's memory itself.

@@ -25,11 +25,14 @@ class GuestEnd:
     Args:
         domid: the guest.
         bus: whom to tell; it is closed with this object.
+
+    Attributes:
+        bus: the bus.
     """
 
     def __init__(self, domid: int, bus: GuestBus) -> None:
         self._domid = domid
-        self._bus = bus
+        self.bus = bus
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name=f"end of guest {domid}", daemon=True)
         self._thread.start()
@@ -39,7 +42,7 @@ class GuestEnd:
         os.eventfd_write(self._wake, 1)
         self._thread.join()
         os.close(self._wake)
-        self._bus.close()
+        self.bus.close()
 
     def _run(self) -> None:
         try:
@@ -55,7 +58,7 @@ class GuestEnd:
         except (XenStoreError, OSError) as error:
             log.warning("domain %d: its end will not be noticed: %s", self._domid, error)
             return
-        self._bus.guest_is_gone()
+        self.bus.guest_is_gone()
 
     def _is_there(self, store: XenStore) -> bool:
         return store.is_domain_introduced(self._domid)

@@ -13,7 +13,7 @@ use xenvirt_core::{
     in_process::InProcess,
     ring::RingConfig,
     vhost_user::VhostUserServer,
-    xen_guest::XenGuest,
+    xen_guest::{Record, XenGuest},
 };
 
 use crate::{
@@ -206,7 +206,8 @@ impl Endpoint {
     }
 
     /// The device is one of a Xen guest from now on.
-    #[pyo3(signature = (bus, device_id, base, *, interrupt = None, memory = "any"))]
+    #[pyo3(signature = (bus, device_id, base, *, interrupt = None, memory = "any", kernel_kicks = false, record = None, in_turn = false))]
+    #[expect(clippy::too_many_arguments, reason = "keyword arguments, in Python")]
     fn attach_guest(
         &self,
         py: Python<'_>,
@@ -215,11 +216,15 @@ impl Endpoint {
         base: u64,
         interrupt: Option<(String, u32)>,
         memory: &str,
+        kernel_kicks: bool,
+        record: Option<i32>,
+        in_turn: bool,
     ) -> Result<(), Error> {
-        let (bus, place) = (bus.get()?, place(bus, device_id, base, interrupt, memory)?);
+        let (bus, place) = (bus.get()?, place(bus, device_id, base, interrupt, memory, kernel_kicks)?);
+        let record = record.map(duplicate_fd).transpose()?.map(|file| Record::new(file, in_turn));
         self.with(py, |endpoint| {
-            endpoint.drive(|transport, control, _| {
-                let guest = XenGuest::attach(&bus, &place, control)?;
+            endpoint.drive(|transport, control, events| {
+                let guest = XenGuest::attach(&bus, &place, record, control, events)?;
                 *transport = AnyTransport::Xen(Box::new(guest));
                 Ok(())
             })

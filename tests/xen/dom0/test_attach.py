@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from xenvirt.errors import XenvirtError
 from xenvirt.xen import ForeignMapping, ForeignMemory
 from xenvirt.xen.xenstore import XenStore
 
+from .guest_place import BASE, place
 from .linux_guest import LinuxGuest, xl
 
 pytestmark = pytest.mark.dom0("aarch64")
@@ -163,73 +165,93 @@ def test_a_guest_is_destroyed_under_load(tmp_path: Path, image: Path) -> None:
         assert "(null)" not in xl("list")
 
 
-def test_attach_is_killed_and_started_again_and_takes_the_guest_up(tmp_path: Path, image: Path) -> None:
-    """What the guest had asked for when it was killed is lost; its driver, bound again, finds the disk."""
-    script = """
-        dd if=/dev/vda of=/dev/null bs=64k 2>/dev/null && echo "first round"
-        read line < /dev/hvc0
-        cd /sys/bus/virtio/drivers/virtio_blk
-        device=$(ls -d virtio*)
-        echo $device > unbind; echo $device > bind
-        dd if=/dev/vda of=/tmp/read bs=64k 2>/dev/null
-        echo "again $(md5sum < /tmp/read)"
-        read line < /dev/hvc0
-    """
-    before = subprocess.run(["md5sum", image], check=True, capture_output=True, text=True).stdout.split()[0]
-    first = Attach(tmp_path, RULES)
-    try:
-        with LinuxGuest(script, configuration=disks(image)) as guest:
-            guest.unpause()
-            guest.wait_for("first round")
-            first.kill()
-            with attached(tmp_path) as second:
-                second.wait_for("taken up again")
-                second.wait_for("BlockDevice")
-                guest.send("on")
-                assert guest.wait_for("again ([0-9a-f]+)")[1] == before
-                guest.destroy()
-    finally:
-        first.kill()
+STATUS = BASE + 0x70
+"""The device status register (virtio 1.3, section 4.2.2)."""
+LOAD = f"""
+    until test -e /tmp/end; do
+        devmem {STATUS} 32 > /tmp/status; grep -q 0x0000000F /tmp/status || cat /tmp/status
+    done &
+    dd if=/dev/urandom of=/tmp/data bs=4k count=16 2>/dev/null
+    round=0
+    until test -e /tmp/end; do
+        dd if=/tmp/data of=/dev/vda bs=4k oflag=direct 2>/dev/null || echo failed
+        dd if=/dev/vda bs=4k count=16 iflag=direct 2>/dev/null | cmp - /tmp/data || echo failed
+        round=$((round + 1))
+        echo "round $round."
+    done &
+    read line < /dev/hvc0
+    touch /tmp/end
+    wait
+    echo "sum $(sha256sum < /tmp/data)"
+    echo "kernel $(dmesg | grep -c "still in use")"
+    read line < /dev/hvc0
+"""
 
 
-def test_while_attach_is_dead_a_guest_goes_on_until_it_touches_a_register(
-    tmp_path: Path, image: Path
-) -> None:
-    """Its vCPU waits in Xen then, for the IOREQ server that the dead process has left."""
-    script = """
-        dd if=/dev/vda of=/dev/null bs=64k 2>/dev/null && echo "first round"
-        read line < /dev/hvc0
-        echo "goes on without"
-        dd if=/dev/vda of=/dev/null bs=4k count=1 iflag=direct 2>/dev/null
-    """
-    first = Attach(tmp_path, RULES)
-    try:
-        with LinuxGuest(script, configuration=disks(image)) as guest, ForeignMemory() as foreign:
+@pytest.mark.parametrize("grants", [False, True], ids=["foreign", "grants"])
+def test_attach_dies_under_load_and_the_next_one_goes_on(grants: bool, tmp_path: Path, image: Path) -> None:
+    """It is killed, told to end, and killed again; each time a vCPU waits in Xen for the next one."""
+    device = place(grants=grants)
+    with LinuxGuest(LOAD, devices=[device], processors=2) as guest, ForeignMemory() as foreign:
+        where = ["--domid", str(guest.domid), "--base", hex(device.address), "--irq", str(device.interrupt)]
+        arguments = (
+            *where,
+            *["--grants"] * grants,
+            "--class",
+            "xenvirt.devices:BlockDevice",
+            "--set",
+            f"image={image}",
+        )
+        attach = Attach(tmp_path, RULES, *arguments)
+        try:
+            attach.wait_for("BlockDevice")
             guest.unpause()
-            guest.wait_for("first round")
-            (server,) = servers(foreign, guest.domid)
-            first.kill()
-            guest.send("on")
-            guest.wait_for("goes on without")
-            with foreign.map_resource(guest.domid, "ioreq_server", server, first=1) as page:
-                deadline = time.monotonic() + 120
-                while state_of_request(page) != READY and time.monotonic() < deadline:
-                    time.sleep(0.05)
-                assert state_of_request(page) == READY, "nobody takes it"
-            with attached(tmp_path) as second:  # else xl would wait for a backend in vain
-                second.wait_for("BlockDevice")
-                guest.destroy()
-    finally:
-        first.kill()
+            for leave in (attach.__class__.kill, attach.__class__.end, attach.__class__.kill):
+                wait_for_rounds(guest)
+                (server,) = servers(foreign, guest.domid)
+                leave(attach)
+                wait_for_request(foreign, guest.domid, server)
+                attach = Attach(tmp_path, RULES, *arguments)
+                attach.wait_for("taken over from a process that is gone")
+            wait_for_rounds(guest)
+            guest.send("end")
+            digest = guest.wait_for("sum ([0-9a-f]+)")[1]
+            assert guest.wait_for("kernel ([0-9]+)")[1] == "0"
+            assert "failed" not in guest.console
+            assert "0x" not in guest.console
+            assert len(servers(foreign, guest.domid)) == 1
+            guest.destroy()
+            assert attach.ended() == 0, attach.said
+        finally:
+            attach.kill()
+    assert sha256(image.read_bytes()[: 64 << 10]).hexdigest() == digest
+    assert "(null)" not in xl("list")
+    assert list(Path("/run/xenvirt/guests").iterdir()) == []
+
+
+def wait_for_rounds(guest: LinuxGuest) -> None:
+    """Until a round has begun and ended after this was called."""
+    for _ in range(2):
+        done = guest.console.count("round ")
+        guest.wait_for(f"round {done + 1}[.]")
+
+
+def wait_for_request(foreign: ForeignMemory, domid: int, server: int) -> None:
+    """Until a vCPU waits for an answer."""
+    with foreign.map_resource(domid, "ioreq_server", server, first=1) as page:
+        deadline = time.monotonic() + 120
+        while READY not in states_of_requests(page) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert READY in states_of_requests(page), "no vCPU wants anything"
 
 
 READY = 1
 """STATE_IOREQ_READY (xen/include/public/hvm/ioreq.h): it waits for who is to answer."""
 
 
-def state_of_request(page: ForeignMapping) -> int:
-    """Of the first vCPU's."""
-    return page.read(30, 1)[0] & 0xF
+def states_of_requests(page: ForeignMapping) -> list[int]:
+    """Of the first two vCPUs."""
+    return [page.read(32 * vcpu + 30, 1)[0] & 0xF for vcpu in range(2)]
 
 
 def servers(foreign: ForeignMemory, domid: int) -> list[int]:

@@ -11,6 +11,7 @@ import pytest
 
 from xenvirt import Server
 from xenvirt.devices import BlockDevice, EntropyDevice
+from xenvirt.xen import XenGuest
 
 from .guest_place import BASE, at, place
 from .linux_guest import LinuxGuest, xl
@@ -18,18 +19,25 @@ from .linux_guest import LinuxGuest, xl
 pytestmark = pytest.mark.dom0("aarch64")
 
 
-@pytest.mark.parametrize("grants", [False, True], ids=["foreign", "grants"])
-def test_entropy_reaches_the_guest(grants: bool) -> None:
+@pytest.mark.parametrize(
+    ("grants", "kernel_kicks"),
+    [(False, False), (True, False), (True, True)],
+    ids=["foreign", "grants", "kernel kicks"],
+)
+def test_entropy_reaches_the_guest(grants: bool, kernel_kicks: bool) -> None:
     device = place(grants=grants)
     script = "cat /sys/class/misc/hw_random/rng_current; head -c 32 /dev/hwrng | od -An -tx1; echo done"
     with LinuxGuest(script, devices=[device]) as guest, Server() as server:
-        served = server.add(EntropyDevice(), at(guest, device))
+        where = XenGuest(guest.domid, base=BASE, irq=device.interrupt, kernel_kicks=kernel_kicks)
+        served = server.add(EntropyDevice(), where)
         guest.unpause()
         said = guest.wait_for("(?s)virtio_rng.*done").group()
         assert len(set(re.findall(r"\b[0-9a-f]{2}\b", said))) > 8
         assert served.counters.chains >= 1
         assert served.counters.bytes_written >= 32
         assert bool(served.features & 1 << 33)
+        kicks = "by ioeventfd" if kernel_kicks else "by trapped writes"
+        assert served._endpoint.describe_guest() == f"kicks {kicks}, interrupts by irqfd"
 
 
 def content(image: Path, folder: Path) -> bytes:

@@ -40,6 +40,9 @@ class Slot(Protocol):
     def close(self) -> None:
         """Gives everything of the guest back: mappings, grants, event channels, the registers."""
 
+    def leave(self) -> None:
+        """As :meth:`close`; but the guest does not notice, and another process goes on with the device."""
+
 
 OpenSlot = Callable[[VirtioNode, Served | None, Callable[[], None]], Slot]
 """Takes a guest's slot for a device, or for none (DeviceID 0). The last argument is called, on any thread,
@@ -55,6 +58,10 @@ class Attachment:
         devices: where its state is written.
         open_slot: takes its slot.
         after: the attachment that had this node before; it is let to end first.
+        taken: called on the attachment's thread when it has its slot.
+
+    Attributes:
+        has_slot: whether it had its slot by now.
     """
 
     def __init__(
@@ -64,31 +71,35 @@ class Attachment:
         devices: HotplugWatch,
         open_slot: OpenSlot,
         after: Attachment | None = None,
+        taken: Callable[[], None] = lambda: None,
     ) -> None:
         self.node = node
         self.backend = backend
         self._devices = devices
         self._open_slot = open_slot
         self._after = after
+        self._taken = taken
+        self.has_slot = False
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stopping = threading.Event()
         self._released = threading.Event()
-        self._unplugged = False
+        self._unplugged = self._leaving = False
         self._driver_ready = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name=node.name, daemon=True)
         self._thread.start()
 
-    def stop(self, *, unplugged: bool) -> None:
+    def stop(self, *, unplugged: bool = False, leaving: bool = False) -> None:
         """Begins to end it, and returns at once.
 
         Args:
             unplugged: the toolstack wants it gone, and is told when it is. Without that the node stays as it
-                is, and another process may take the device up.
+                is.
+            leaving: another process takes the device up, and its guest is not to notice.
         """
-        self._unplugged = unplugged
+        self._unplugged, self._leaving = unplugged, leaving
         self._stopping.set()
-        if not unplugged:
+        if leaving or not unplugged:
             self._released.set()
         self._awake()
 
@@ -132,7 +143,9 @@ class Attachment:
                 log.warning("%s: the guest finds an empty slot: %s", self.node.name, error)
                 device = None
                 slot = self._open_slot(self.node, None, self._driver_is_ready)
-            stack.callback(slot.close)
+            stack.callback(self._let_go, slot)
+            self.has_slot = True
+            self._taken()
             self._devices.advance(self.node, XenbusState.INIT_WAIT)
             log.info("%s: %s", self.node.name, self.backend if device is not None else Empty())
             self._watch(daemon)
@@ -143,10 +156,16 @@ class Attachment:
             if left:
                 # Its driver does not know yet, and must not die of touching what nobody answers for.
                 slot = self._open_slot(self.node, None, lambda: None)
-                stack.callback(slot.close)
+                stack.callback(self._let_go, slot)
             self._devices.advance(self.node, XenbusState.CLOSED)
             if left:
                 self._released.wait()
+
+    def _let_go(self, slot: Slot) -> None:
+        if self._leaving:
+            slot.leave()
+        else:
+            slot.close()
 
     def _make(self, stack: ExitStack) -> tuple[Served | None, StartedDaemon | None]:
         """The device; none, if it cannot be made: the guest shall boot without it."""

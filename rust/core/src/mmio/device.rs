@@ -5,6 +5,7 @@ use std::{mem, sync::Arc};
 use super::{
     CONFIG_OFFSET, DeviceStatus, InterruptStatus, REGION_LEN, Register,
     queue::{QueueRegisters, QueueSetup, set_half},
+    saved::{RestoreError, SavedRegisters},
 };
 use crate::vhost_user::virtio_features;
 
@@ -83,6 +84,8 @@ pub struct MmioDevice {
     wants_more: bool,
     queue_sel: u32,
     bad_accesses: u64,
+    /// Something of [`MmioDevice::saved`] was written since [`MmioDevice::take_changed`].
+    changed: bool,
 }
 
 impl MmioDevice {
@@ -99,6 +102,7 @@ impl MmioDevice {
             wants_more: false,
             queue_sel: 0,
             bad_accesses: 0,
+            changed: false,
         }
     }
 
@@ -106,6 +110,47 @@ impl MmioDevice {
     /// nobody answers may bring the guest down.
     pub fn empty_slot() -> Self {
         Self::new(Identity { device_id: 0, features: 0, required: 0, queue_sizes: Vec::new() })
+    }
+
+    /// As another that was [saved](Self::saved), in the middle of whatever its driver was doing.
+    ///
+    /// # Errors
+    /// It was another device, or one that offered more: its driver cannot be served.
+    pub fn restore(identity: Identity, saved: &SavedRegisters) -> Result<Self, RestoreError> {
+        saved.check(&identity)?;
+        let mut device = Self::new(identity);
+        device.status = saved.status;
+        device.device_features_sel = saved.device_features_sel;
+        device.driver_features_sel = saved.driver_features_sel;
+        device.driver_features = saved.driver_features;
+        device.wants_more = saved.wants_more;
+        device.queue_sel = saved.queue_sel;
+        for (queue, setup) in device.queues.iter_mut().zip(&saved.queues) {
+            // Of one that is not set up the size may be more than is allowed now; then it is as after a reset.
+            if setup.ready || setup.size <= queue.max_size {
+                queue.setup = *setup;
+            }
+        }
+        Ok(device)
+    }
+
+    /// What its driver has made of it. Why the device interrupts is not among it: whoever restores it interrupts anew.
+    pub fn saved(&self) -> SavedRegisters {
+        SavedRegisters {
+            device_id: self.identity.device_id,
+            status: self.status,
+            device_features_sel: self.device_features_sel,
+            driver_features_sel: self.driver_features_sel,
+            driver_features: self.driver_features,
+            wants_more: self.wants_more,
+            queue_sel: self.queue_sel,
+            queues: self.queues.iter().map(|queue| queue.setup).collect(),
+        }
+    }
+
+    /// Was something of [`saved`](Self::saved) written since this was asked?
+    pub fn take_changed(&mut self) -> bool {
+        mem::take(&mut self.changed)
     }
 
     /// The device status.
@@ -136,6 +181,7 @@ impl MmioDevice {
     /// The device cannot go on before it is reset (virtio 1.3, section 2.1.2). True if the driver is to be interrupted for it.
     pub fn fail(&mut self) -> bool {
         self.status |= DeviceStatus::NEEDS_RESET;
+        self.changed = true;
         self.config_changed()
     }
 
@@ -234,6 +280,7 @@ impl MmioDevice {
 
     fn write_register(&mut self, register: Register, value: u32) -> Option<Action> {
         use Register as R;
+        self.changed |= !matches!(register, R::QueueNotify | R::InterruptAck);
         match register {
             R::DeviceFeaturesSel => self.device_features_sel = value,
             R::DriverFeaturesSel => self.driver_features_sel = value,

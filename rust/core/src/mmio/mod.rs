@@ -10,6 +10,7 @@ mod device;
 mod interrupt;
 mod queue;
 mod register;
+mod saved;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +18,7 @@ pub use device::{Action, ConfigSpace, Identity, MmioDevice};
 pub use interrupt::InterruptStatus;
 pub use queue::QueueSetup;
 pub use register::Register;
+pub use saved::{RestoreError, SavedRegisters};
 
 use bitflags::bitflags;
 

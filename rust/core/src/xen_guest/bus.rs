@@ -102,8 +102,10 @@ struct Shared {
     foreign: Vec<Region>,
     grants: Option<Arc<GrantCache>>,
     slots: RwLock<Vec<Arc<Slot>>>,
+    calls: ServerCalls,
     stop: EventFd,
     gone: AtomicBool,
+    left: AtomicBool,
     /// What tells of the guest's end is watched as long as this lives.
     _end: Option<Arc<EventFd>>,
 }
@@ -122,7 +124,9 @@ impl GuestBus {
         let mut buses = BUSES.lock().unwrap_or_else(PoisonError::into_inner);
         let buses = buses.get_or_insert_default();
         let known = buses.get(&key).and_then(Weak::upgrade);
-        if let Some(bus) = known.filter(|bus| bus.owner.is_this_process() && !bus.is_gone()) {
+        if let Some(bus) =
+            known.filter(|bus| bus.owner.is_this_process() && !bus.is_gone() && !bus.has_left())
+        {
             return Ok(bus);
         }
         let calls = match simulated {
@@ -153,10 +157,22 @@ impl GuestBus {
             event_loop.watch(gone.as_fd(), GONE).map_err(system("watching an eventfd"))?;
         }
         let end = calls.gone.clone();
-        let (slots, gone) = (RwLock::default(), AtomicBool::new(false));
+        let (slots, gone, left) = (RwLock::default(), AtomicBool::new(false), AtomicBool::new(false));
+        let server_calls = calls.server.clone();
         let foreign = memory.regions().to_vec();
         let grants = calls.grants.as_ref().map(|calls| GrantCache::new(Arc::clone(calls), domain, *patience));
-        let shared = Arc::new(Shared { server, windows, foreign, grants, slots, stop, gone, _end: end });
+        let shared = Arc::new(Shared {
+            server,
+            windows,
+            foreign,
+            grants,
+            slots,
+            calls: server_calls,
+            stop,
+            gone,
+            left,
+            _end: end,
+        });
         let serving = Arc::clone(&shared);
         let name = format!("xen-guest-{domain}");
         let thread = std::thread::Builder::new().name(name).spawn(move || serving.serve(&event_loop));
@@ -201,6 +217,30 @@ impl GuestBus {
     /// Somebody knows that the guest is gone: its devices are told, and let go of its memory.
     pub fn guest_is_gone(&self) {
         self.shared.end(None);
+    }
+
+    /// Ends here, without the guest's noticing: accesses wait in Xen, for a bus of another process that
+    /// [takes them over](Self::take_over). What devices are served here are let go of by whoever serves them.
+    pub fn leave(&self) {
+        self.shared.left.store(true, Ordering::Release);
+        self.shared.server.leave();
+    }
+
+    fn has_left(&self) -> bool {
+        self.shared.left.load(Ordering::Acquire)
+    }
+
+    /// Answers what waits for a server that was left, and ends that: its devices have to be on this bus. Gives how many vCPUs waited.
+    ///
+    /// # Errors
+    /// See [`IoreqServer::take_over`].
+    pub fn take_over(&self, server: u16) -> Result<usize, GuestError> {
+        let requests = IoreqServer::take_over(&self.shared.calls, self.domain(), server)?;
+        let waited = requests.len();
+        for request in requests {
+            self.shared.dispatch(request);
+        }
+        Ok(waited)
     }
 
     pub(super) fn add(&self, slot: &Arc<Slot>) -> Result<(), GuestError> {
@@ -267,6 +307,9 @@ impl Shared {
             ready.clear();
             for request in requests.drain(..) {
                 self.dispatch(request);
+            }
+            if self.left.load(Ordering::Acquire) {
+                return;
             }
             if let Err(reason) = served {
                 return self.end(Some(reason));

@@ -6,15 +6,20 @@
 //! The way of an access: Xen -> the bus's thread -> the slot's registers. Reads, kicks and what only changes a register are answered
 //! at once. What the device has to see (a reset, the driver's being ready) goes to the device's own thread, and the vCPU
 //! waits until the device has dealt with it. So a slow device keeps the vCPU that speaks to it, and no other.
+//!
+//! A device with a [`Record`] outlives its process: the next one restores the registers, goes on where the used rings stand, and
+//! answers what waited meanwhile ([`GuestBus::take_over`]). The guest notices no more than the time it took.
 
 mod bus;
 mod interrupt;
+mod record;
 mod slot;
 #[cfg(test)]
 mod tests;
 mod transport;
 
 pub use bus::{BusOptions, GuestBus, GuestCalls, Reach};
+pub use record::Record;
 pub use transport::{Place, XenGuest};
 
 use rustix::io::Errno;

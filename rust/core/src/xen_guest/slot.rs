@@ -7,7 +7,7 @@ use std::{
 
 use rustix::io::Errno;
 
-use super::interrupt::InterruptLine;
+use super::{interrupt::InterruptLine, record::Record};
 use crate::{
     endpoint::Control,
     event_loop::EventFd,
@@ -35,6 +35,7 @@ pub(super) struct Slot {
     pub(super) memory: GuestMemory,
     pub(super) control: Arc<Control>,
     registers: Mutex<MmioDevice>,
+    record: Option<Record>,
     line: Arc<InterruptLine>,
     pub(super) kicks: Vec<EventFd>,
     tasks: Mutex<VecDeque<Task>>,
@@ -46,17 +47,22 @@ impl Slot {
     pub(super) fn new(
         base: u64,
         registers: MmioDevice,
+        record: Option<Record>,
         line: Arc<InterruptLine>,
         memory: GuestMemory,
         control: &Arc<Control>,
     ) -> Result<Self, Errno> {
         let kicks = control.queues.iter().map(|_| EventFd::new()).collect::<Result<_, _>>()?;
+        if let Some(record) = &record {
+            record.begin(&registers.saved())?;
+        }
         Ok(Self {
             base,
             memory,
             control: Arc::clone(control),
             line,
             registers: Mutex::new(registers),
+            record,
             kicks,
             tasks: Mutex::default(),
             wake: EventFd::new()?,
@@ -87,10 +93,36 @@ impl Slot {
     }
 
     pub(super) fn write(&self, address: u64, size: u8, value: u64) -> Option<Action> {
-        let action = self.registers().write(address.wrapping_sub(self.base), size, value);
+        let action = {
+            let mut registers = self.registers();
+            let action = registers.write(address.wrapping_sub(self.base), size, value);
+            self.keep(&mut registers);
+            action
+        };
         // It may have been an InterruptACK, or a reset.
         self.line.settle();
         action
+    }
+
+    /// The device needs a reset.
+    pub(super) fn fail(&self) {
+        let told = {
+            let mut registers = self.registers();
+            let told = registers.fail();
+            self.keep(&mut registers);
+            told
+        };
+        if told {
+            self.line.raise();
+        }
+    }
+
+    /// Puts down what has changed, before whoever changed it goes on.
+    fn keep(&self, registers: &mut MmioDevice) {
+        if let Some(record) = self.record.as_ref().filter(|_| registers.take_changed()) {
+            // It has its room since the start.
+            let _ = record.write(&registers.saved());
+        }
     }
 
     /// On the bus's thread: answers, or leaves it to the device's own.

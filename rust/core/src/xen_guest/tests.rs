@@ -92,10 +92,11 @@ fn attach_with(
     base: u64,
     interrupt: Interrupt,
 ) -> Result<Endpoint<XenGuest>, GuestError> {
-    let place = Place { base, interrupt: Some(interrupt), device_id: 4, reach: Reach::Any };
+    let place =
+        Place { base, interrupt: Some(interrupt), device_id: 4, reach: Reach::Any, kernel_kicks: true };
     let mut endpoint = Endpoint::new(offer(), XenGuest::default()).unwrap();
-    endpoint.drive(|transport, control, _| {
-        *transport = XenGuest::attach(bus, &place, control)?;
+    endpoint.drive(|transport, control, events| {
+        *transport = XenGuest::attach(bus, &place, None, control, events)?;
         Ok::<(), GuestError>(())
     })?;
     Ok(endpoint)

@@ -7,13 +7,14 @@ use rustix::io::Errno;
 use super::{
     GuestBus, GuestError, Reach,
     interrupt::InterruptLine,
+    record::Record,
     slot::{Slot, Task},
 };
 use crate::{
     endpoint::{Control, Event, Transport},
     memory::GuestMemory,
-    mmio::{Action, Identity, MmioDevice, REGION_LEN},
-    ring::RingFeatures,
+    mmio::{Action, DeviceStatus, Identity, MmioDevice, REGION_LEN},
+    ring::{RingConfig, RingFeatures},
     vhost_user::virtio_features::{self, ACCESS_PLATFORM},
     xen::{Interrupt, PendingRequest, Registers, RequestKind},
 };
@@ -31,6 +32,8 @@ pub struct Place {
     pub device_id: u32,
     /// How the device reaches the guest's memory.
     pub reach: Reach,
+    /// Has the kernel take kicks, where it can: see [`IoreqServer::kick_in_kernel`](crate::xen::IoreqServer::kick_in_kernel).
+    pub kernel_kicks: bool,
 }
 
 /// A device of a guest, served until the guest is gone.
@@ -41,12 +44,19 @@ pub struct XenGuest {
 }
 
 impl XenGuest {
-    /// Puts a device on the bus: the guest finds it from now on.
+    /// Puts a device on the bus: the guest finds it from now on. With a record that another process has left, it is the device
+    /// that the driver had there, and goes on; where it cannot be that, it needs a reset.
     ///
     /// # Errors
     /// See [`GuestError`].
-    pub fn attach(bus: &Arc<GuestBus>, place: &Place, control: &Arc<Control>) -> Result<Self, GuestError> {
-        let Place { base, interrupt, device_id, reach } = *place;
+    pub fn attach(
+        bus: &Arc<GuestBus>,
+        place: &Place,
+        record: Option<Record>,
+        control: &Arc<Control>,
+        events: &mut VecDeque<Event>,
+    ) -> Result<Self, GuestError> {
+        let Place { base, interrupt, device_id, reach, kernel_kicks } = *place;
         if base % 4 != 0 || base.checked_add(REGION_LEN).is_none() {
             return Err(GuestError::Address(base));
         }
@@ -64,15 +74,20 @@ impl XenGuest {
         let memory = bus.memory(reach);
         let memory = memory.map_err(|source| GuestError::Memory { domain: bus.domain(), source })?;
         let system = |what| move |errno| GuestError::System { what, errno };
-        let registers = MmioDevice::new(identity);
+        let registers =
+            restored(identity, record.as_ref(), events).map_err(system("reading a device's record"))?;
+        let in_turn = record.as_ref().is_some_and(|record| record.in_turn);
+        let goes_on = registers.status().contains(DeviceStatus::DRIVER_OK);
         let line = Arc::new(InterruptLine::new(registers.interrupt(), bus.server(), interrupt)?);
-        let slot = Slot::new(base, registers, Arc::clone(&line), memory, control);
-        let slot = Arc::new(slot.map_err(system("making eventfds"))?);
+        let slot = Slot::new(base, registers, record, Arc::clone(&line), memory, control);
+        let slot = Arc::new(slot.map_err(system("making eventfds, or writing a record"))?);
         control.watch_transport(slot.wake.as_fd(), TASKS).map_err(system("watching a device's registers"))?;
         let mut attached = Attached {
             bus: Arc::clone(bus),
             slot,
             line,
+            in_turn,
+            kernel_kicks,
             active: false,
             added: false,
             kicks_in_kernel: false,
@@ -81,6 +96,9 @@ impl XenGuest {
         // If it fails dropping it undoes the rest.
         bus.add(&attached.slot)?;
         attached.added = true;
+        if goes_on {
+            attached.go_on(control, events);
+        }
         Ok(Self { attached: Some(attached) })
     }
 
@@ -97,6 +115,9 @@ struct Attached {
     bus: Arc<GuestBus>,
     slot: Arc<Slot>,
     line: Arc<InterruptLine>,
+    /// Chains are given back in their turn, as the used index has to say it all: the device outlives its process.
+    in_turn: bool,
+    kernel_kicks: bool,
     /// The driver is ready.
     active: bool,
     added: bool,
@@ -109,8 +130,8 @@ impl Attached {
     fn carry_out(&mut self, action: Action, events: &mut VecDeque<Event>) {
         let control = Arc::clone(&self.slot.control);
         match action {
-            Action::Start => self.start(&control, events),
-            Action::StartQueue(index) => self.start_queue(index, &control, events),
+            Action::Start => self.start(Ring::Fresh, &control, events),
+            Action::StartQueue(index) => self.start_queue(index, Ring::Fresh, &control, events),
             Action::StopQueue(index) => {
                 self.stop_queue(index, &control);
                 if control.take_back(index) {
@@ -131,7 +152,16 @@ impl Attached {
         }
     }
 
-    fn start(&mut self, control: &Arc<Control>, events: &mut VecDeque<Event>) {
+    /// The driver was ready when another process served it.
+    fn go_on(&mut self, control: &Arc<Control>, events: &mut VecDeque<Event>) {
+        self.start(Ring::Left, control, events);
+        // The config space may be another by now, and an interrupt may have been lost.
+        if self.slot.registers().config_changed() {
+            self.line.raise();
+        }
+    }
+
+    fn start(&mut self, rings: Ring, control: &Arc<Control>, events: &mut VecDeque<Event>) {
         control.set_negotiated(self.slot.registers().negotiated(), 0);
         if let Err(error) = control.memory.replace(self.slot.memory.clone()) {
             events.push_back(Event::Warning(error.to_string()));
@@ -140,12 +170,12 @@ impl Attached {
         self.active = true;
         events.push_back(Event::Activate);
         for queue in &control.queues {
-            self.start_queue(queue.index(), control, events);
+            self.start_queue(queue.index(), rings, control, events);
         }
     }
 
     /// Makes a queue run, if it is set up.
-    fn start_queue(&mut self, index: u16, control: &Arc<Control>, events: &mut VecDeque<Event>) {
+    fn start_queue(&mut self, index: u16, ring: Ring, control: &Arc<Control>, events: &mut VecDeque<Event>) {
         let registers = self.slot.registers();
         let (setup, features) = (registers.queue(index).copied(), registers.negotiated());
         drop(registers);
@@ -154,8 +184,13 @@ impl Attached {
             return;
         }
         queue.set_caller(self.line.clone());
-        let ring = setup.ring(ring_features(features));
-        let started = queue.start(&ring, &self.slot.memory).map_err(|error| error.to_string());
+        let memory = &self.slot.memory;
+        let mut config = setup.ring(ring_features(features));
+        config.in_turn = self.in_turn;
+        let begin = if ring == Ring::Left { config.resume_index(memory) } else { Ok(0) };
+        let started =
+            begin.and_then(|index| queue.start(&RingConfig { next_available: index, ..config }, memory));
+        let started = started.map_err(|error| error.to_string());
         if let Err(reason) = started.and_then(|()| self.take_kicks(index, control)) {
             events.push_back(Event::Warning(format!("queue {index} cannot run: {reason}")));
             return self.fail();
@@ -169,8 +204,10 @@ impl Attached {
         let kick_again = rustix::io::fcntl_dupfd_cloexec(kick, 0);
         let watched = kick_again.and_then(|fd| control.set_kick(index, Some(fd)));
         watched.map_err(|errno| format!("its kicks cannot be watched: {errno}"))?;
-        let in_kernel = server.kick_in_kernel(self.slot.base, index, kick.as_fd());
-        self.kicks_in_kernel = in_kernel.map_err(|error| error.to_string())?;
+        if self.kernel_kicks {
+            let in_kernel = server.kick_in_kernel(self.slot.base, index, kick.as_fd());
+            self.kicks_in_kernel = in_kernel.map_err(|error| error.to_string())?;
+        }
         Ok(())
     }
 
@@ -209,9 +246,7 @@ impl Attached {
 
     /// The device needs a reset.
     fn fail(&self) {
-        if self.slot.registers().fail() {
-            self.line.raise();
-        }
+        self.slot.fail();
     }
 
     /// Several accesses, or one with its value in guest memory, one after the other.
@@ -236,6 +271,33 @@ impl Drop for Attached {
             self.bus.remove(&self.slot);
         }
     }
+}
+
+/// The registers that another process has left, or fresh ones.
+fn restored(
+    identity: Identity,
+    record: Option<&Record>,
+    events: &mut VecDeque<Event>,
+) -> Result<MmioDevice, Errno> {
+    let Some(saved) = record.map(Record::read).transpose()?.flatten() else {
+        return Ok(MmioDevice::new(identity));
+    };
+    Ok(MmioDevice::restore(identity.clone(), &saved).unwrap_or_else(|error| {
+        events.push_back(Event::Warning(format!("the device cannot go on for its driver: {error}")));
+        let mut fresh = MmioDevice::new(identity);
+        if saved.status.contains(DeviceStatus::DRIVER_OK) {
+            fresh.fail();
+        }
+        fresh
+    }))
+}
+
+/// How the ring of a queue begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ring {
+    Fresh,
+    /// By another process.
+    Left,
 }
 
 /// The registers, for accesses whose actions are carried out one after the other.

@@ -55,6 +55,25 @@ impl GuestBus {
         Ok(self.get()?.server().vcpus())
     }
 
+    /// The number of its IOREQ server.
+    #[getter]
+    fn server(&self) -> Result<u16, Error> {
+        Ok(self.get()?.server().id())
+    }
+
+    /// Ends here, without the guest's noticing.
+    fn leave(&self, py: Python<'_>) -> Result<(), Error> {
+        let bus = self.get()?;
+        py.detach(|| bus.leave());
+        Ok(())
+    }
+
+    /// Answers what waits for a server that was left, and ends that.
+    fn take_over(&self, py: Python<'_>, server: u16) -> Result<usize, Error> {
+        let bus = self.get()?;
+        Ok(py.detach(|| bus.take_over(server))?)
+    }
+
     /// Somebody knows that the guest is gone.
     fn guest_is_gone(&self, py: Python<'_>) -> Result<(), Error> {
         let bus = self.get()?;
@@ -76,6 +95,7 @@ pub fn place(
     base: u64,
     interrupt: Option<(String, u32)>,
     reach: &str,
+    kernel_kicks: bool,
 ) -> Result<Place, Error> {
     let reach = match reach {
         "any" => Reach::Any,
@@ -87,7 +107,7 @@ pub fn place(
         }
     };
     let interrupt = interrupt.map(|(kind, number)| interrupt_of(bus, &kind, number)).transpose()?;
-    Ok(Place { base, interrupt, device_id, reach })
+    Ok(Place { base, interrupt, device_id, reach, kernel_kicks })
 }
 
 /// "spi", as an Arm guest's GIC counts, or "gsi", an input of an HVM guest's I/O APIC.

@@ -6,8 +6,9 @@
 //! slot is a type here, [`PendingRequest`], which answers also when it is dropped.
 //!
 //! From the bottom up: `request` is what a vCPU wants, `page` the slots, `server` the [`IoreqServer`] with its ports, `pending` a
-//! request on its way.
+//! request on its way, `left` what becomes of a server whose process is gone.
 
+mod left;
 mod page;
 mod pending;
 mod request;

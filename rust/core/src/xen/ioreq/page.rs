@@ -91,6 +91,21 @@ impl Page {
         Some(Request::new(vcpu, &Ioreq { bits: taken, ..raw }))
     }
 
+    /// As [`take`](Self::take), also what a process took that is gone.
+    pub(super) fn take_over(&self, vcpu: u32) -> Option<Request> {
+        if let Some(request) = self.take(vcpu) {
+            return Some(request);
+        }
+        let slot = self.slot(vcpu as usize)?;
+        let bits = self.bits(slot).load(Ordering::Acquire);
+        if bits & STATE_MASK != STATE_IN_PROCESS {
+            return None;
+        }
+        // SAFETY: inside the page, and aligned; each field is read once.
+        let raw = unsafe { slot.read_volatile() };
+        Some(Request::new(vcpu, &Ioreq { bits, ..raw }))
+    }
+
     /// Answers what is in process; false if nothing is.
     pub(super) fn answer(&self, vcpu: u32, value: Option<u64>) -> bool {
         let Some(slot) = self.slot(vcpu as usize) else { return false };

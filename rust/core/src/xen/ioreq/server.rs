@@ -77,22 +77,28 @@ pub enum ServerError {
 
 #[derive(Debug)]
 pub(super) struct Inner {
-    model: DeviceModel,
-    events: EventChannels,
-    eventfds: Arc<dyn EventFdCalls>,
-    id: u16,
-    page: Page,
-    owner: Owner,
+    pub(super) model: DeviceModel,
+    pub(super) events: EventChannels,
+    pub(super) eventfds: Arc<dyn EventFdCalls>,
+    pub(super) id: u16,
+    pub(super) page: Page,
+    pub(super) owner: Owner,
     /// By vCPU.
-    ports: Mutex<Ports>,
+    pub(super) ports: Mutex<Ports>,
 }
 
 /// Our ports by vCPU, and the kicks that the kernel takes from there; none once the server is closed.
 #[derive(Debug)]
 pub(super) struct Ports {
-    local: Vec<u32>,
-    kicks: Vec<AssignedKick>,
-    open: bool,
+    pub(super) local: Vec<u32>,
+    pub(super) kicks: Vec<AssignedKick>,
+    pub(super) open: bool,
+}
+
+impl Default for Ports {
+    fn default() -> Self {
+        Self { local: Vec::new(), kicks: Vec::new(), open: true }
+    }
 }
 
 impl Inner {
@@ -156,10 +162,27 @@ impl Inner {
             }
         }
         self.wait_for_vcpus(ports.local.len());
+        self.unbind(&mut ports);
+        let _ = self.model.destroy_ioreq_server(self.id);
+    }
+
+    /// Takes no more part in it, and lets it be: what vCPUs want waits for whoever takes it over.
+    fn leave(&self) {
+        let mut ports = self.ports();
+        if !std::mem::take(&mut ports.open) {
+            return;
+        }
+        // The kernel would go on with them.
+        for kick in std::mem::take(&mut ports.kicks) {
+            let _ = self.route(&ports, &kick, false);
+        }
+        self.unbind(&mut ports);
+    }
+
+    fn unbind(&self, ports: &mut Ports) {
         for port in ports.local.drain(..) {
             let _ = self.events.unbind(port);
         }
-        let _ = self.model.destroy_ioreq_server(self.id);
     }
 
     /// Waits until the vCPUs have their answers, as long as they may be on their way: what lies in the page when the server
@@ -204,7 +227,7 @@ impl IoreqServer {
                 return Err(error);
             }
         };
-        let ports = Mutex::new(Ports { local: Vec::new(), kicks: Vec::new(), open: true });
+        let ports = Mutex::new(Ports::default());
         let eventfds = Arc::clone(&calls.eventfds);
         let inner = Inner { model, events, eventfds, id, page, owner: Owner::this_process(), ports };
         // From here on dropping it ends it.
@@ -217,20 +240,8 @@ impl IoreqServer {
     fn bind(&self) -> Result<(), CallError> {
         let Inner { model, events, id, page, .. } = &*self.inner;
         model.set_ioreq_server_state(*id, true)?;
-        let vcpus = match model.vcpus() {
-            Ok(vcpus) => Some(vcpus as usize),
-            Err(error) if error.errno() == Some(Errno::OPNOTSUPP) => None,
-            Err(error) => return Err(error),
-        };
-        if let Some(vcpus) = vcpus.filter(|&vcpus| vcpus > MAX_VCPUS) {
-            let text = format!("domain {} has {vcpus} vCPUs: up to {MAX_VCPUS} have a slot", model.domain());
-            return Err(CallError::Argument(text));
-        }
         let mut ports = self.inner.ports();
-        for vcpu in 0..vcpus.unwrap_or(MAX_VCPUS) {
-            let Some(port) = page.slot(vcpu).map(|slot| page.port(slot)).filter(|&port| port != 0) else {
-                break;
-            };
+        for port in vcpu_ports(model, page)? {
             ports.local.push(events.bind_interdomain(model.domain(), port)?);
         }
         Ok(())
@@ -297,6 +308,9 @@ impl IoreqServer {
     /// False where the kernel cannot, or would crash: then such writes keep coming as requests. A write of a size other than
     /// four, or of a queue that was not given, does so in any case.
     ///
+    /// If this process is killed meanwhile, Linux (seen: 6.12) goes on looking at the page of the server, which went with the
+    /// process: the next kick crashes dom0.
+    ///
     /// # Errors
     /// The kernel knows this and refused.
     pub fn kick_in_kernel(
@@ -355,12 +369,35 @@ impl IoreqServer {
         Ok(())
     }
 
+    /// Ends here, and stays in Xen, which has the vCPUs wait that want something of it: whoever
+    /// [takes it over](Self::take_over) answers them. What was taken and not answered is among that.
+    pub fn leave(&self) {
+        if self.inner.owner.is_this_process() {
+            self.inner.leave();
+        }
+    }
+
     /// Ends the server: what was not answered is answered as an empty bus would, and its ranges are nobody's.
     pub fn close(&self) {
         if self.inner.owner.is_this_process() {
             self.inner.close();
         }
     }
+}
+
+/// The domain's own ports of its vCPUs, to which we bind.
+pub(super) fn vcpu_ports(model: &DeviceModel, page: &Page) -> Result<Vec<u32>, CallError> {
+    let vcpus = match model.vcpus() {
+        Ok(vcpus) => Some(vcpus as usize),
+        Err(error) if error.errno() == Some(Errno::OPNOTSUPP) => None,
+        Err(error) => return Err(error),
+    };
+    if let Some(vcpus) = vcpus.filter(|&vcpus| vcpus > MAX_VCPUS) {
+        let text = format!("domain {} has {vcpus} vCPUs: up to {MAX_VCPUS} have a slot", model.domain());
+        return Err(CallError::Argument(text));
+    }
+    let ports = (0..vcpus.unwrap_or(MAX_VCPUS)).map_while(|vcpu| page.slot(vcpu).map(|slot| page.port(slot)));
+    Ok(ports.take_while(|&port| port != 0).collect())
 }
 
 impl AsFd for IoreqServer {
