@@ -1064,6 +1064,17 @@ class Frontend:
         traceback: TracebackType | None,
     ) -> None: ...
 
+# ---- timers, private to xenvirt
+
+def interval_timer(seconds: float) -> int:
+    """A new descriptor that becomes readable every so many seconds, until it is read (8 bytes, timerfd(2)).
+    It does not block, and is the caller's to close.
+
+    Raises:
+        ValueError: less than 1 ns, or more than the kernel can count.
+        OSError: the kernel has none left.
+    """
+
 # ---- Xen
 
 @final

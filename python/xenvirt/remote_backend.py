@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import select
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -17,6 +17,8 @@ from xenvirt import _native
 from xenvirt.device import Device, Session, Watch, config_bytes
 from xenvirt.errors import DisconnectedError, NegotiationError, XenvirtError
 from xenvirt.remote import RemoteDevice
+from xenvirt.remote_rings import resumption
+from xenvirt.remote_search import Search, connected
 from xenvirt.remote_shape import shape_of
 from xenvirt.vhost_user.protocol import ProtocolFeature
 from xenvirt.virtio.features import Feature
@@ -47,10 +49,12 @@ class RemoteBackend(Device):
     The daemon is connected to when it is made, since a driver must be told its features, queues and config
     space before it does anything.
 
-    When the daemon dies under a running driver, it is connected to again, for the remote device's
-    ``timeout``, and goes on where the used rings stand: requests that it had begun it begins anew. That
-    cannot be where it had answered requests out of their order, or comes back with fewer features: then the
-    queues go into their error state, and the driver is told that the device needs a reset.
+    When the daemon dies under a running driver, or is away when one becomes ready, it is looked for during
+    the remote device's ``timeout``; nothing waits for it but the driver's requests. It is told what the
+    driver wrote to the config space meanwhile, and goes on where the used rings stand: requests that it had
+    begun it begins anew. It cannot go on where it had answered requests out of their order, or comes back
+    with fewer features: then, and when nobody came, the queues go into their error state, and the driver is
+    told that the device needs a reset.
 
     Each driver gets a connection of its own: when the device is reset the daemon is hung up on, and connected
     to again when the next driver is ready. For as long as a connection stays, daemons of rust-vmm with
@@ -91,7 +95,11 @@ class RemoteBackend(Device):
         self._queues: dict[int, _native.HandedOver] = {}
         self._errors: dict[int, tuple[int, Watch]] = {}
         self._watches: list[Watch] = []
-        self._daemon = self._connect()
+        self._bases: dict[int, int] = {}
+        self._search: Search | None = None
+        # By offset and length, so that a driver that goes on writing while nobody listens fills no memory.
+        self._unsaid: dict[tuple[int, int], bytes] = {}
+        self._daemon = self._checked(_native.Frontend(remote.socket, timeout=remote.timeout))
         shape = shape_of(self._daemon, device_id, remote.queue_sizes)
         self.device_id = shape.device_id  # type: ignore[misc] # of this one object
         self.queue_sizes, self.config = shape.queue_sizes, shape.config
@@ -110,48 +118,68 @@ class RemoteBackend(Device):
             handed = session._endpoint.hand_over(queue.index)
             if handed is not None:
                 self._queues[queue.index] = handed
-        self._be_connected()
-        self._set_up({index: queue.base for index, queue in self._queues.items()})
+        self._bases = {index: queue.base for index, queue in self._queues.items()}
+        if not self._begin():
+            self._look_again()
 
     def process(self, queue: _native.VirtQueue) -> None:
         """A queue that came to run after the others is handed over, too."""
         session = self._session
         handed = session._endpoint.hand_over(queue.index) if session is not None else None
-        if handed is not None:
-            assert session is not None
-            self._queues[queue.index] = handed
-            # Rings in grants are part of the table.
-            self._daemon.set_memory(list(self._regions(session, self._queues)))
-            self._start_queue(queue.index, handed.base)
-            self._daemon.enable_queue(queue.index)
-            os.eventfd_write(handed.kick_fd, 1)
+        if session is None or handed is None:
+            return
+        self._queues[queue.index] = handed
+        self._bases[queue.index] = handed.base
+        if self._search is not None:
+            return  # it is told of all queues when it is there
+        if hung_up(self._daemon):
+            self._lost()
+            return
+        # Rings in grants are part of the table.
+        self._daemon.set_memory(list(self._regions(session, self._queues)))
+        self._start_queue(queue.index, handed.base)
+        self._daemon.enable_queue(queue.index)
+        os.eventfd_write(handed.kick_fd, 1)
 
     def config_written(self, offset: int, data: bytes) -> None:
-        """Passes the driver's write on."""
-        self._be_connected()
-        self._daemon.set_config(offset, data)
+        """Passes the driver's write on: at once, or when the daemon is there."""
+        self._unsaid.pop((offset, len(data)), None)
+        self._unsaid[offset, len(data)] = data
+        if self._session is not None and hung_up(self._daemon):
+            return  # it is looked for, or soon will be
+        try:
+            self._be_connected()
+        except DisconnectedError as error:
+            log.warning("%r: what the driver wrote to the config space has to wait: %s", self, error)
 
     def reset(self) -> None:
         """Stops the rings, and hangs up; when this returns the daemon touches none of them."""
         self._session = None
+        self._stop_looking()
+        self._unsaid.clear()
         queues, self._queues = self._queues, {}
         try:
-            for index in queues:
-                self._daemon.stop_queue(index)
-            left = () if self._daemon.closed else self._no_regions()
-            if left:
-                self._daemon.set_memory(list(left))
-                self._daemon.barrier()
+            if not hung_up(self._daemon):
+                self._stop_queues(queues)
         except XenvirtError as error:
             log.warning("%r: it did not stop its queues: %s", self, error)
-        self._daemon.close()
-        self._close_errors()
+        self._hang_up()
+
+    def _stop_queues(self, queues: Iterable[int]) -> None:
+        for index in queues:
+            self._daemon.stop_queue(index)
+        left = self._no_regions()
+        if left:
+            self._daemon.set_memory(list(left))
+            self._daemon.barrier()
 
     def _queue_stopped(self, index: int) -> None:
         """When this returns the daemon does not touch the ring any more."""
         if self._queues.pop(index, None) is None:
             return
         self._close_error(index)
+        if hung_up(self._daemon):
+            return
         try:
             self._daemon.stop_queue(index)
             if self._session is not None:
@@ -173,8 +201,7 @@ class RemoteBackend(Device):
 
     # ---- the connection
 
-    def _connect(self) -> _native.Frontend:
-        daemon = _native.Frontend(self.remote.socket, timeout=self.remote.timeout)
+    def _checked(self, daemon: _native.Frontend) -> _native.Frontend:
         try:
             self._check(daemon)
         except BaseException:
@@ -182,18 +209,49 @@ class RemoteBackend(Device):
             raise
         return daemon
 
-    def _be_connected(self) -> None:
-        """Connects, unless a connection lives."""
-        if not hung_up(self._daemon):
-            return
-        self._daemon = self._connect()
+    def _be_connected(self) -> bool:
+        """Connects, unless a connection lives, and says what is unsaid. False: nobody is there."""
+        anew = hung_up(self._daemon)
+        if anew:
+            self._daemon.close()
+            socket = connected(self.remote.socket)
+            if socket is None:
+                return False
+            with socket:
+                daemon = _native.Frontend.from_fd(socket.fileno(), timeout=self.remote.timeout)
+            self._daemon = self._checked(daemon)
+        for place, data in list(self._unsaid.items()):
+            self._daemon.set_config(place[0], data)
+            del self._unsaid[place]
         size = len(config_bytes(self.config))
-        if size and self._daemon.protocol_features & ProtocolFeature.CONFIG:
+        if anew and size and self._daemon.protocol_features & ProtocolFeature.CONFIG:
             config = self._daemon.config(0, size)
             if config != config_bytes(self.config):
                 self.update_config(config)
+        return True
 
-    def _set_up(self, bases: dict[int, int]) -> None:
+    def _hang_up(self) -> None:
+        for watch in self._watches:
+            watch.close()
+        self._watches.clear()
+        for index in list(self._errors):
+            self._close_error(index)
+        self._daemon.close()
+
+    def _begin(self) -> bool:
+        """Has the daemon begin where the rings stand. False: nobody is there, or not for long."""
+        try:
+            if not self._be_connected():
+                return False
+            self._set_up()
+        except DisconnectedError as error:
+            log.warning("%r: the daemon hung up before it served: %s", self, error)
+            self._hang_up()
+            self._bases = self._where_rings_stand()  # it may have begun
+            return False
+        return True
+
+    def _set_up(self) -> None:
         """Tells the daemon everything, and has it begin."""
         session, daemon = self._session, self._daemon
         assert session is not None
@@ -204,7 +262,7 @@ class RemoteBackend(Device):
         daemon.set_features(session.features & daemon.offered_features)
         daemon.set_memory(list(self._regions(session, self._queues)))
         for index in self._queues:
-            self._start_queue(index, bases[index])
+            self._start_queue(index, self._bases[index])
         for index in self._queues:
             daemon.enable_queue(index)
         daemon.barrier()
@@ -235,48 +293,63 @@ class RemoteBackend(Device):
         """The daemon's socket is readable, while nothing was asked: it hung up."""
         if daemon is not self._daemon or not hung_up(daemon):
             return
-        for watch in self._watches:
-            watch.close()
-        self._close_errors()
+        self._lost()
+
+    def _lost(self) -> None:
+        """The daemon hung up under a running driver; nobody writes the rings now."""
         log.warning("%r: the daemon hung up", self)
+        self._hang_up()
         try:
-            bases = self._bases()
-            self._daemon = self._connect()
-            self._set_up(bases)
+            self._bases = self._where_rings_stand()
         except (XenvirtError, OSError) as error:
-            log.error("%r: the device stops: %s", self, error)  # noqa: TRY400
-            assert self._session is not None
-            for index in self._queues:
-                self._session._endpoint.fail_queue(index)
+            self._fail(error)
+        else:
+            self._try()
+
+    def _try(self) -> None:
+        """Goes on if the daemon is there."""
+        try:
+            if not self._begin():
+                self._look_again()
+                return
+        except (XenvirtError, OSError) as error:
+            self._fail(error)
             return
+        self._stop_looking()
         log.warning("%r: the daemon is there again, and goes on", self)
         for queue in self._queues.values():
             os.eventfd_write(queue.kick_fd, 1)  # for what nobody kicks for any more
             os.eventfd_write(queue.call_fd, 1)  # it may have died between the used index and the call
 
-    def _bases(self) -> dict[int, int]:
-        """Where the rings are to go on: at the used index, if what was used is what was available before."""
-        session = self._session
-        assert session is not None
-        bases = {}
-        for index, queue in self._queues.items():
-            _, available, used = queue.addresses
-            size, memory = queue.size, session.memory
-            base = int.from_bytes(memory.read(used + 2, 2), "little")
-            added = int.from_bytes(memory.read(available + 2, 2), "little")
-            ring = memory.read(available + 4, 2 * size)
-            used_ring = memory.read(used + 4, 8 * size)
-            # Of what was used, those whose place in the available ring was not written anew.
-            count = min(size - ((added - base) & 0xFFFF), base if base < size else size)
-            places = [(base - 1 - back) % size for back in range(count)]
-            heads = sorted(ring[2 * place : 2 * place + 2] for place in places)
-            if heads != sorted(used_ring[8 * place : 8 * place + 2] for place in places):
-                raise DisconnectedError(
-                    f"the daemon hung up, and had answered requests of queue {index} out of their order: "
-                    "nobody knows which are still to be done"
-                )
-            bases[index] = base
-        return bases
+    def _look_again(self) -> None:
+        """Has the daemon tried later, if that is not too late."""
+        assert self._session is not None
+        if self._search is None:
+            self._search = Search(self._session, self.remote.timeout, self._try)
+        elif self._search.over:
+            raise DisconnectedError(
+                f"cannot connect to {self.remote.socket} within {self.remote.timeout:g} s"
+            )
+
+    def _stop_looking(self) -> None:
+        if self._search is not None:
+            self._search.close()
+            self._search = None
+
+    def _fail(self, error: Exception) -> None:
+        """The driver has to reset the device: waiting mends nothing."""
+        log.error("%r: the device stops: %s", self, error)
+        assert self._session is not None
+        self._stop_looking()
+        self._hang_up()
+        queues, self._queues = self._queues, {}
+        for index in queues:
+            self._session._endpoint.fail_queue(index)
+
+    def _where_rings_stand(self) -> dict[int, int]:
+        assert self._session is not None
+        memory = self._session.memory
+        return {index: resumption(index, queue, memory) for index, queue in self._queues.items()}
 
     def _failed(self, index: int, error: int) -> None:
         known, _ = self._errors.get(index, (None, None))
@@ -294,14 +367,11 @@ class RemoteBackend(Device):
                 return  # `_spoken` hears of it as well
             self.update_config(config)
 
-    def _close_errors(self) -> None:
-        for index in list(self._errors):
-            self._close_error(index)
-
     def _close_error(self, index: int) -> None:
-        error, watch = self._errors.pop(index)
-        watch.close()
-        os.close(error)
+        if index in self._errors:
+            error, watch = self._errors.pop(index)
+            watch.close()
+            os.close(error)
 
 
 def hung_up(daemon: _native.Frontend) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.test_remote_backend import linked
+from tests.server.sharing_link import linked
 from xenvirt import Daemon, DeviceId, RemoteDevice, Server, VhostUserSocket, connect
 from xenvirt.drivers import BlockDriver, EntropyDriver
 from xenvirt.errors import NegotiationError

@@ -5,52 +5,24 @@ from __future__ import annotations
 import gc
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
-from xenvirt import Chain, DeviceId, RemoteDevice, Server, Session, VhostUserSocket, _native
+from xenvirt import Chain, DeviceId, RemoteDevice, Server, VhostUserSocket, _native
 from xenvirt.device import config_bytes
 from xenvirt.devices import BlockDevice
 from xenvirt.drivers import BlockDriver
 from xenvirt.errors import DeviceFailedError, DisconnectedError, NegotiationError
-from xenvirt.in_process import InProcessLink
-from xenvirt.link import LinkMemory
 from xenvirt.remote_backend import RemoteBackend, hung_up
 
 from ..vhost_user import fake_backend as fake
 from ..vhost_user.fake_backend import FakeBackend
 from .conftest import echo, echo_request
 from .devices import Echo, Keeper
-
-
-class SharingLink(InProcessLink):
-    """A driver of this process that shares its memory with a daemon, too."""
-
-    shared: Sequence[_native.SharedRegion] = ()
-
-    def _start(self, features: int, memory: LinkMemory) -> None:
-        region = memory.region
-        self.shared = [
-            _native.SharedRegion(
-                memory.fd, region.guest_address, region.size, user_address=region.user_address
-            )
-        ]
-        super()._start(features, memory)
-
-
-def linked(daemon: str, device_id: DeviceId = DeviceId.VSOCK, **options: Any) -> SharingLink:
-    """A link to a daemon, through a device that hands everything over to it."""
-    links: list[SharingLink] = []
-
-    def regions(_session: Session, _queues: object) -> Sequence[_native.SharedRegion]:
-        return links[0].shared
-
-    remote = RemoteDevice(daemon, timeout=options.pop("timeout", 10.0))
-    links.append(SharingLink(RemoteBackend(remote, device_id, regions, **options), 10.0))
-    return links[0]
+from .sharing_link import linked
 
 
 @pytest.fixture
@@ -158,9 +130,8 @@ def test_a_daemon_that_does_not_come_back_stops_the_device(
         link = linked(path, timeout=0.05)
         link.start(link.offered_features, [16])
     with link:
-        link.attend(10)
+        link.wait_for(lambda: link._endpoint.queues[0].counters[-1] == 1, "an error of the queue")
         assert "the device stops: cannot connect" in caplog.text
-        assert link._endpoint.queues[0].counters[-1] == 1  # its errors
 
 
 def test_a_daemon_that_is_not_there_is_told(path: str) -> None:

@@ -13,6 +13,7 @@ mod header;
 mod memory;
 mod queue;
 mod relay;
+mod timer;
 mod xen;
 
 /// The module, as Python sees it.
@@ -30,6 +31,7 @@ mod _native {
         memory::{FileRegion, GuestMemory},
         queue::{Chain, VirtQueue},
         relay::{Relay, RelayMessage},
+        timer::interval_timer,
         xen::attached::AttachedMemory,
         xen::attached_grants::AttachedGrants,
         xen::evtchn::EventChannels,
