@@ -363,6 +363,13 @@ class HandedOver:
     @property
     def base(self) -> int:
         """The available index to go on from."""
+    def resume_index(self, memory: GuestMemory) -> int:
+        """The available index to go on from when who served it is gone: the used index.
+
+        Raises:
+            RingError: requests were answered out of their order, so nobody knows which are still to be done;
+                or the ring is not in that memory.
+        """
     @property
     def kick_fd(self) -> int:
         """An eventfd, signalled by the driver. It is this object's, and closed with it."""

@@ -17,7 +17,6 @@ from xenvirt import _native
 from xenvirt.device import Device, Session, Watch, config_bytes
 from xenvirt.errors import DisconnectedError, NegotiationError, XenvirtError
 from xenvirt.remote import RemoteDevice
-from xenvirt.remote_rings import resumption
 from xenvirt.remote_search import Search, connected
 from xenvirt.remote_shape import shape_of
 from xenvirt.vhost_user.protocol import ProtocolFeature
@@ -349,7 +348,7 @@ class RemoteBackend(Device):
     def _where_rings_stand(self) -> dict[int, int]:
         assert self._session is not None
         memory = self._session.memory
-        return {index: resumption(index, queue, memory) for index, queue in self._queues.items()}
+        return {index: queue.resume_index(memory) for index, queue in self._queues.items()}
 
     def _failed(self, index: int, error: int) -> None:
         known, _ = self._errors.get(index, (None, None))

@@ -389,7 +389,7 @@ impl Endpoint {
     /// Lets somebody else serve a running queue until the session ends.
     fn hand_over(&self, index: u16) -> Result<Option<HandedOver>, Error> {
         let handed = self.control.hand_over(index)?;
-        Ok(handed.map(|endpoint::HandedOver { ring, kick, call }| HandedOver { ring, kick, call }))
+        Ok(handed.map(|endpoint::HandedOver { ring, kick, call }| HandedOver { index, ring, kick, call }))
     }
 
     /// Ends every wait, now and for ever.
@@ -412,6 +412,7 @@ impl Endpoint {
 /// A queue that somebody else serves.
 #[pyclass(frozen, module = "xenvirt._native")]
 pub struct HandedOver {
+    index: u16,
     ring: RingConfig,
     kick: OwnedFd,
     call: OwnedFd,
@@ -435,6 +436,12 @@ impl HandedOver {
     #[getter]
     fn base(&self) -> u16 {
         self.ring.next_available
+    }
+
+    /// The available index to go on from when who served it is gone.
+    fn resume_index(&self, py: Python<'_>, memory: &GuestMemory) -> Result<u16, Error> {
+        let memory = memory.snapshot()?;
+        py.detach(|| self.ring.resume_index(&memory)).map_err(|error| Error::Ring(self.index, error))
     }
 
     /// Signalled by the driver.
