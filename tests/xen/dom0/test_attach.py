@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -63,7 +66,11 @@ class Attach:
             assert self._changed.wait_for(lambda: text in self.said, 120), f"no {text!r} in:\n{self.said}"
 
     def kill(self) -> None:
+        """With the daemons that it has started, as systemd does."""
+        started = children(self._process.pid)
         self._process.kill()
+        for pid in started:
+            os.kill(pid, signal.SIGKILL)
         self._join()
 
     def end(self) -> int:
@@ -80,6 +87,17 @@ class Attach:
         assert self._process.stderr is not None
         self._process.stderr.close()
         return status
+
+
+def children(pid: int) -> list[int]:
+    """The processes that one has started, and that live (proc(5), /proc/pid/stat)."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+            if int(parent) == pid and state != "Z":
+                found.append(int(stat.parent.name))
+    return found
 
 
 @contextmanager
@@ -188,45 +206,74 @@ LOAD = f"""
 """
 
 
-@pytest.mark.parametrize("grants", [False, True], ids=["foreign", "grants"])
-def test_attach_dies_under_load_and_the_next_one_goes_on(grants: bool, tmp_path: Path, image: Path) -> None:
+@pytest.mark.parametrize(
+    ("grants", "daemon"), [(False, False), (True, False), (False, True)], ids=["foreign", "grants", "daemon"]
+)
+def test_attach_dies_under_load_and_the_next_one_goes_on(
+    grants: bool, daemon: bool, tmp_path: Path, image: Path
+) -> None:
     """It is killed, told to end, and killed again; each time a vCPU waits in Xen for the next one."""
     device = place(grants=grants)
-    with LinuxGuest(LOAD, devices=[device], processors=2) as guest, ForeignMemory() as foreign:
+    with LinuxGuest(LOAD, devices=[device], processors=2) as guest:
         where = ["--domid", str(guest.domid), "--base", hex(device.address), "--irq", str(device.interrupt)]
-        arguments = (
-            *where,
-            *["--grants"] * grants,
-            "--class",
-            "xenvirt.devices:BlockDevice",
-            "--set",
-            f"image={image}",
-        )
-        attach = Attach(tmp_path, RULES, *arguments)
-        try:
-            attach.wait_for("BlockDevice")
-            guest.unpause()
-            for leave in (attach.__class__.kill, attach.__class__.end, attach.__class__.kill):
+        where += ["--type", "block", *["--grants"] * grants]
+        served = ("--class", "xenvirt.devices:BlockDevice", "--set", f"image={image}")
+        started = ("--daemon", f"{sys.executable} -m xenvirt serve blk {image} --socket={{socket}}")
+        again = partial(Attach, tmp_path, RULES, *where, *(started if daemon else served))
+        attach = again()
+        attach.wait_for("(block at")
+        attach, digest = die_under_load(guest, attach, again)
+        guest.destroy()
+        assert attach.ended() == 0, attach.said
+    assert sha256(image.read_bytes()[: 64 << 10]).hexdigest() == digest
+    assert "(null)" not in xl("list")
+    assert list(Path("/run/xenvirt/guests").iterdir()) == []
+
+
+def test_attach_dies_and_all_that_the_toolstack_announced_goes_on(tmp_path: Path, image: Path) -> None:
+    beside = tmp_path / "beside.img"
+    beside.write_bytes(bytes(MIB))
+    again = partial(Attach, tmp_path, RULES)
+    attach = again()
+    try:
+        with LinuxGuest(LOAD, configuration=disks(image, beside), processors=2) as guest:
+            attach, digest = die_under_load(guest, attach, again)
+            guest.destroy()
+            attach.wait_for("the toolstack takes it away")
+    finally:
+        assert attach.end() == 0, attach.said
+    assert sha256(image.read_bytes()[: 64 << 10]).hexdigest() == digest
+    assert "(null)" not in xl("list")
+    assert list(Path("/run/xenvirt/guests").iterdir()) == []
+
+
+def die_under_load(guest: LinuxGuest, attach: Attach, again: Callable[[], Attach]) -> tuple[Attach, str]:
+    """Runs a guest with the script LOAD; the attach process ends three times, and is there again.
+
+    Gives the last one, and the digest of what the guest has written.
+    """
+    try:
+        guest.unpause()
+        with ForeignMemory() as foreign:
+            for leave in (Attach.kill, Attach.end, Attach.kill):
                 wait_for_rounds(guest)
                 (server,) = servers(foreign, guest.domid)
                 leave(attach)
                 wait_for_request(foreign, guest.domid, server)
-                attach = Attach(tmp_path, RULES, *arguments)
+                attach = again()
                 attach.wait_for("taken over from a process that is gone")
             wait_for_rounds(guest)
             guest.send("end")
             digest = guest.wait_for("sum ([0-9a-f]+)")[1]
             assert guest.wait_for("kernel ([0-9]+)")[1] == "0"
             assert "failed" not in guest.console
-            assert "0x" not in guest.console
+            assert not re.search("^0x", guest.console, re.MULTILINE)  # a status
             assert len(servers(foreign, guest.domid)) == 1
-            guest.destroy()
-            assert attach.ended() == 0, attach.said
-        finally:
-            attach.kill()
-    assert sha256(image.read_bytes()[: 64 << 10]).hexdigest() == digest
-    assert "(null)" not in xl("list")
-    assert list(Path("/run/xenvirt/guests").iterdir()) == []
+    except BaseException as error:
+        error.add_note(f"attach said:\n{attach.said}")
+        attach.kill()
+        raise
+    return attach, digest
 
 
 def wait_for_rounds(guest: LinuxGuest) -> None:

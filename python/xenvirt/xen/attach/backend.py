@@ -17,10 +17,16 @@ from xenvirt._processes import is_socket
 from xenvirt.errors import BackendError, DaemonError
 from xenvirt.xen.attach.mapping import Backend, DaemonCommand, DaemonSocket, PythonClass
 from xenvirt.xen.virtio_node import VirtioNode, type_name
+from xenvirt.xen.xenbus import XenbusState
 
 log = logging.getLogger("xenvirt")
 
 Served: TypeAlias = Device | RemoteDevice
+
+PATIENCE_SECONDS = 60.0
+"""For a daemon to open its socket: meanwhile the guest's requests wait."""
+TOOLSTACK_SECONDS = 9.0
+"""The same while the toolstack waits: xl gives a guest up whose backend is not there in ten."""
 
 
 class StartedDaemon:
@@ -37,8 +43,8 @@ class StartedDaemon:
         self.path = str(self._folder / "d")
         self._pidfd = -1
 
-    def start(self) -> None:
-        """Starts one, in place of one that died.
+    def start(self, timeout: float = PATIENCE_SECONDS) -> None:
+        """Starts one, in place of one that died. It has `timeout` seconds to open its socket.
 
         Raises:
             DaemonError: it cannot be started, or did not open its socket.
@@ -46,7 +52,11 @@ class StartedDaemon:
         self.stop()
         program, *arguments = self._command.words
         daemon = Daemon(
-            program, *arguments, socket_suffix=self._command.socket_suffix, env=self._command.env
+            program,
+            *arguments,
+            socket_suffix=self._command.socket_suffix,
+            env=self._command.env,
+            timeout=timeout,
         ).__enter__()
         self._daemon = daemon
         self._pidfd = os.pidfd_open(daemon.pid)
@@ -95,7 +105,8 @@ def make(backend: Backend, node: VirtioNode, stack: ExitStack) -> tuple[Served |
             return RemoteDevice(path, device_id=node.device_id), None
         case DaemonCommand():
             daemon = stack.enter_context(StartedDaemon(backend))
-            daemon.start()
+            waits = node.state == XenbusState.INITIALISING
+            daemon.start(TOOLSTACK_SECONDS if waits else PATIENCE_SECONDS)
             return RemoteDevice(daemon.path, device_id=node.device_id), daemon
         case _:
             return None, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -95,7 +96,12 @@ class GuestSlots:
             assert uuid is not None
             with self._lock:
                 new = GuestRecords(self._root, domid, uuid)
-                return self._records.setdefault((domid, uuid), new).take(base, bus.server)
+                file = self._records.setdefault((domid, uuid), new).take(base, bus.server)
+            if device is None:
+                # What a device has left there is kept: the next process may have it again.
+                os.close(file)
+                return os.memfd_create("no device", os.MFD_CLOEXEC)
+            return file
 
         if uuid is not None:
             # Requests of a disk end as its storage answers.
