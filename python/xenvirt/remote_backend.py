@@ -64,7 +64,7 @@ class RemoteBackend(Device):
         device_id: what kind of device it is.
         regions: describes the driver's memory to the daemon.
         check: is given the negotiated connection, each time; raises if the daemon cannot be used.
-        closed: called when it is hung up on for good.
+        closed: called whenever it is hung up on, or has hung up: what it was given is for no other daemon.
         no_regions: describes what is left of it after a reset, so that the daemon lets go of everything
             before the driver is told that the device is reset; empty where that does not matter.
 
@@ -192,8 +192,7 @@ class RemoteBackend(Device):
 
     def close(self) -> None:
         """Hangs up, for good. What serves it does that at its end."""
-        self._daemon.close()
-        self._closed()
+        self._hang_up()
 
     def _served_no_more(self) -> None:
         self.close()
@@ -212,7 +211,7 @@ class RemoteBackend(Device):
         """Connects, unless a connection lives, and says what is unsaid. False: nobody is there."""
         anew = hung_up(self._daemon)
         if anew:
-            self._daemon.close()
+            self._hang_up()
             socket = connected(self.remote.socket)
             if socket is None:
                 return False
@@ -236,6 +235,7 @@ class RemoteBackend(Device):
         for index in list(self._errors):
             self._close_error(index)
         self._daemon.close()
+        self._closed()
 
     def _begin(self) -> bool:
         """Has the daemon begin where the rings stand. False: nobody is there, or not for long."""

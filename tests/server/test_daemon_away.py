@@ -163,6 +163,24 @@ def test_a_driver_before_this_one_wrote_what_no_daemon_hears(path: str) -> None:
     link.close()
 
 
+def test_what_a_daemon_was_given_is_closed_before_the_next_is_connected_to(path: str) -> None:
+    happened: list[str] = []
+
+    def check(_daemon: _native.Frontend) -> None:
+        happened.append("connected")
+
+    with serving(path):
+        link = linked(path, check=check, closed=lambda: happened.append("closed"))
+        link.start(link.offered_features, [16])
+    link.attend(None)
+    assert set(happened[1:]) == {"closed"}
+    with serving(path), link:
+        assert echo(link) == b"hello"
+        assert happened[-1] == "connected"
+        del happened[:]
+    assert set(happened) == {"closed"}
+
+
 @pytest.mark.parametrize("hang_up_on", [fake.SET_OWNER, fake.SET_MEM_TABLE, fake.SET_VRING_ENABLE])
 def test_one_that_dies_at_once_is_not_the_last(path: str, hang_up_on: int) -> None:
     link = left_alone(path)

@@ -27,6 +27,11 @@ class DaemonMemory:
     The device of foreign memory is restricted to the guest before it goes out of hand. User addresses are the
     guest's own, so that a daemon that mixes the two up works all the same.
 
+    Each daemon gets devices that nobody has opened before, once :meth:`close` was called for the one before:
+    what a daemon that was killed had mapped by a device for grants stays mapped until nobody has it open any
+    more (Linux, drivers/xen/gntdev.c, where a domain's memory is auto-translated), and a guest that finds its
+    grants in use does without the device from then on.
+
     Args:
         domid: the guest.
         ram: where it has RAM. Daemons of rust-vmm map all of it, so no more should be said than there is.
@@ -81,7 +86,7 @@ class DaemonMemory:
         )
 
     def close(self) -> None:
-        """Closes the devices. What a daemon has mapped stays its own."""
+        """Closes the devices, until they are needed again. What a daemon has mapped stays its own."""
         if self._foreign is not None:
             self._foreign.close()
             self._foreign = None
