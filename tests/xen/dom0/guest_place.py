@@ -15,6 +15,6 @@ def place(index: int = 0, grants: bool = False) -> MmioDevice:
     return MmioDevice(BASE + 0x200 * index, IRQ + index, grants=grants)
 
 
-def at(guest: LinuxGuest, device: MmioDevice) -> XenGuest:
+def at(guest: LinuxGuest, device: MmioDevice, *, kernel_kicks: bool = False) -> XenGuest:
     """A device of a guest, for `serve`."""
-    return XenGuest(guest.domid, base=device.address, irq=device.interrupt)
+    return XenGuest(guest.domid, base=device.address, irq=device.interrupt, kernel_kicks=kernel_kicks)

@@ -11,7 +11,6 @@ import pytest
 
 from xenvirt import Server
 from xenvirt.devices import BlockDevice, EntropyDevice
-from xenvirt.xen import XenGuest
 
 from .guest_place import BASE, at, place
 from .linux_guest import LinuxGuest, xl
@@ -26,10 +25,14 @@ pytestmark = pytest.mark.dom0("aarch64")
 )
 def test_entropy_reaches_the_guest(grants: bool, kernel_kicks: bool) -> None:
     device = place(grants=grants)
-    script = "cat /sys/class/misc/hw_random/rng_current; head -c 32 /dev/hwrng | od -An -tx1; echo done"
+    script = """
+        cat /sys/class/misc/hw_random/rng_current
+        head -c 32 /dev/hwrng | od -An -tx1
+        echo done
+        read line < /dev/hvc0
+    """
     with LinuxGuest(script, devices=[device]) as guest, Server() as server:
-        where = XenGuest(guest.domid, base=BASE, irq=device.interrupt, kernel_kicks=kernel_kicks)
-        served = server.add(EntropyDevice(), where)
+        served = server.add(EntropyDevice(), at(guest, device, kernel_kicks=kernel_kicks))
         guest.unpause()
         said = guest.wait_for("(?s)virtio_rng.*done").group()
         assert len(set(re.findall(r"\b[0-9a-f]{2}\b", said))) > 8
