@@ -287,13 +287,13 @@ def wait_for_request(foreign: ForeignMemory, domid: int, server: int) -> None:
     """Until a vCPU waits for an answer."""
     with foreign.map_resource(domid, "ioreq_server", server, first=1) as page:
         deadline = time.monotonic() + 120
-        while READY not in states_of_requests(page) and time.monotonic() < deadline:
+        while not WAITING & set(states_of_requests(page)) and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert READY in states_of_requests(page), "no vCPU wants anything"
+        assert WAITING & set(states_of_requests(page)), "no vCPU wants anything"
 
 
-READY = 1
-"""STATE_IOREQ_READY (xen/include/public/hvm/ioreq.h): it waits for who is to answer."""
+WAITING = {1, 2}
+"""STATE_IOREQ_READY and STATE_IOREQ_INPROCESS (xen/include/public/hvm/ioreq.h)."""
 
 
 def states_of_requests(page: ForeignMapping) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -50,8 +51,7 @@ CHECKED = f"""{REBIND}
 def test_one_goes_on_when_the_other_is_destroyed_under_load(tmp_path: Path) -> None:
     """Each binds a driver again beside its disk's work; one device of each gives grants, one does not.
 
-    The kernel takes the kicks: else the four vCPUs of the two guests leave dom0 so little of the lab's two
-    emulated processors that the loaded one came to nothing in two minutes.
+    The kernel takes the kicks, as whoever serves loaded guests may have it.
     """
     images = [tmp_path / "load.img", tmp_path / "checked.img"]
     for image in images:
@@ -78,9 +78,10 @@ def test_one_goes_on_when_the_other_is_destroyed_under_load(tmp_path: Path) -> N
         loaded.wait_for("working")
         before = [device.counters.chains for device in load]
         checked.wait_for("beside")
-        assert all(device.counters.chains > count for device, count in zip(load, before, strict=True)), (
-            "both have worked at the same time"
-        )
+        deadline = time.monotonic() + 120
+        while not all(device.counters.chains > count for device, count in zip(load, before, strict=True)):
+            assert time.monotonic() < deadline, "the loaded one works no more"
+            time.sleep(0.05)
         loaded.destroy()
         checked.send("go on")
         checked.wait_for("to the end")
