@@ -75,7 +75,7 @@ def test_one_goes_on_when_the_other_is_destroyed_under_load(tmp_path: Path) -> N
         ]
         for guest in (loaded, checked):
             guest.unpause()
-        loaded.wait_for("working")
+        loaded.wait_for("working", 240)  # its disk has no pause
         before = [device.counters.chains for device in load]
         checked.wait_for("beside")
         deadline = time.monotonic() + 120
