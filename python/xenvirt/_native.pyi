@@ -1790,14 +1790,13 @@ class GuestBus:
         another process takes the server over. The devices are to be closed after it."""
     def take_over(self, server: int) -> int:
         """Answers the vCPUs that wait for a server that was left, or whose process was killed, and ends that
-        server: its devices have to be on this bus. Xen does not tell whether a process serves it; the caller
-        knows that none does.
+        server: its devices have to be on this bus.
 
         Returns:
             How many vCPUs waited.
 
         Raises:
-            XenCallError: there is no such server, or its vCPUs cannot be woken.
+            XenCallError: a process serves it; or one that had the kernel take its kicks was killed.
             ForeignMapError: its page cannot be mapped.
         """
     def guest_is_gone(self) -> None:

@@ -28,7 +28,7 @@ impl Record {
     /// What is in it; None where there is nothing of ours.
     pub(super) fn read(&self) -> Result<Option<SavedRegisters>, Errno> {
         let length = self.file.metadata().map_err(errno)?.len();
-        // Nobody has more queues than a register can select of them; 64 KiB are twice as much as the largest device needs.
+        // A device has up to 256 queues, of 32 bytes each.
         let mut bytes = vec![0; length.min(1 << 16) as usize];
         self.file.read_exact_at(&mut bytes, 0).map_err(errno)?;
         Ok(SavedRegisters::from_bytes(&bytes).ok())
